@@ -1,0 +1,1 @@
+"""omnivae: variational autoencoders over images, volumes, video and text."""

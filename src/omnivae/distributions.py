@@ -1,0 +1,314 @@
+"""Densities: the diagonal Gaussian posterior, discretised and categorical pixels, and the one KL function.
+
+Everything here is computed in float32 (float64 stays float64), also under autocast, and returned in nats summed over
+the event.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import kl_divergence as torch_kl_divergence
+
+#: Bounds of every posterior log-variance: standard deviations from 3e-7 to 2.2e4. Applied once, in DiagonalGaussian.
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
+#: Bounds of every likelihood's log-scale: scales from 9e-4 to 1.1e3.
+LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x`` in float32, or unchanged where it is float64.
+
+    Args:
+        x: any floating tensor.
+
+    Returns:
+        The same values in at least single precision.
+    """
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class DiagonalGaussian:
+    """Posterior q(z|x) = N(mean, diag(exp(logvar))) for one batch (Kingma & Welling, Auto-Encoding Variational Bayes, 2013).
+
+    Args:
+        mean: ``[B, C, *S]``.
+        logvar: ``[B, C, *S]``; clamped here, once, to [LOGVAR_MIN, LOGVAR_MAX].
+        input_size: spatial size of the encoded image before padding; ``decode`` crops to it.
+
+    Example:
+        >>> q = DiagonalGaussian(torch.zeros(2, 3), torch.zeros(2, 3))
+        >>> z, log_q = q.rsample(5)
+        >>> z.shape, log_q.shape, q.kl()
+        (torch.Size([5, 2, 3]), torch.Size([5, 2]), tensor([0., 0.]))
+    """
+
+    def __init__(self, mean: Tensor, logvar: Tensor, *, input_size: tuple[int, ...] | None = None) -> None:
+        if mean.shape != logvar.shape:
+            raise ValueError(f"got mean {tuple(mean.shape)} and logvar {tuple(logvar.shape)}; expected equal shapes")
+        self.mean = at_least_float32(mean)
+        self.logvar = at_least_float32(logvar).clamp(LOGVAR_MIN, LOGVAR_MAX)
+        self.input_size = input_size
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of one sample a batch element, ``[B, C, *S]``."""
+        return self.mean.shape
+
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation, ``[B, C, *S]``."""
+        return torch.exp(0.5 * self.logvar)
+
+    @property
+    def penalties(self) -> dict[str, Tensor]:
+        """Extra terms of the posterior; none for a Gaussian."""
+        return {}
+
+    def mode(self) -> Tensor:
+        """Return the mean, ``[B, C, *S]``."""
+        return self.mean
+
+    def sample(self) -> Tensor:
+        """Draw one sample without gradient, ``[B, C, *S]``."""
+        with torch.no_grad():
+            return self.rsample()[0][0]
+
+    def rsample(self, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Draw k samples z = mean + stddev * eps, eps ~ N(0, I).
+
+        Args:
+            k: number of samples, >= 1.
+
+        Returns:
+            z ``[K, B, C, *S]`` and log q(z|x) in nats ``[K, B]``.
+
+        Raises:
+            ValueError: when k < 1.
+        """
+        if k < 1:
+            raise ValueError(f"got k={k}; expected at least one posterior sample")
+        eps = torch.randn((k, *self.shape), dtype=self.mean.dtype, device=self.mean.device)
+        z = self.mean + self.stddev * eps
+        # log q from eps, not from (z - mean) / stddev: exact where stddev underflows next to a large mean.
+        log_q = -0.5 * (eps.square() + self.logvar + math.log(2 * math.pi))
+        return z, log_q.flatten(2).sum(-1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z|x) in nats.
+
+        Args:
+            z: ``[B, C, *S]`` or ``[K, B, C, *S]``.
+
+        Returns:
+            ``[B]`` or ``[K, B]``.
+        """
+        return self.distribution().log_prob(at_least_float32(z))
+
+    def kl(self) -> Tensor:
+        """Return KL(q || N(0, I)) in nats, summed over every axis but the batch, ``[B]``.
+
+        -1/2 sum(1 + logvar - mean^2 - exp(logvar)): Kingma & Welling 2013, appendix B.
+        """
+        return self.kl_elements().flatten(1).sum(1)
+
+    def kl_elements(self) -> Tensor:
+        """Return KL(q || N(0, I)) of each latent element in nats, ``[B, C, *S]``."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
+
+    def distribution(self) -> Independent:
+        """Return q(z|x) as a torch distribution, batch shape ``[B]``, event shape ``[C, *S]``."""
+        return Independent(Normal(self.mean, self.stddev), self.mean.ndim - 1)
+
+    def __repr__(self) -> str:
+        return f"DiagonalGaussian(shape={tuple(self.shape)}, dtype={self.mean.dtype})"
+
+
+def kl_divergence(q: Any, p: Distribution, *, z: Tensor | None = None, log_q: Tensor | None = None) -> Tensor:
+    """Return KL(q || p) in nats: in closed form where torch has one, else the Monte Carlo mean of log q(z) - log p(z).
+
+    Args:
+        q: a posterior, or a torch distribution with batch shape ``[B]``.
+        p: a torch distribution over the same event.
+        z: samples from q, ``[K, B, C, *S]``; drawn here (8 of them) when a Monte Carlo estimate is needed and none is given.
+        log_q: their log-densities, ``[K, B]``.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> q = DiagonalGaussian(torch.ones(1, 4), torch.zeros(1, 4))
+        >>> kl_divergence(q, Independent(Normal(torch.zeros(4), torch.ones(4)), 1))
+        tensor([2.])
+    """
+    density = q.distribution() if hasattr(q, "distribution") else q
+    try:
+        return torch_kl_divergence(density, p)
+    except NotImplementedError:
+        pass
+    if z is None:
+        if isinstance(q, Distribution):
+            z = q.rsample(torch.Size((8,)))
+            log_q = q.log_prob(z)
+        else:
+            z, log_q = q.rsample(8)
+    elif log_q is None:
+        log_q = q.log_prob(z)
+    assert log_q is not None, "a posterior without a density has no KL divergence"
+    return (log_q - p.log_prob(z)).mean(0)
+
+
+def kl_elements(q: Any, p: Distribution) -> Tensor | None:
+    """Return KL(q || p) of each latent element where both factorise, else ``None``.
+
+    Args:
+        q: a posterior.
+        p: a torch distribution over the same event.
+
+    Returns:
+        ``[B, C, *S]`` in nats, or ``None`` where the divergence does not split into elements.
+    """
+    if not (isinstance(q, DiagonalGaussian) and isinstance(p, Independent) and isinstance(p.base_dist, Normal)):
+        return None
+    return torch_kl_divergence(Normal(q.mean, q.stddev), p.base_dist).expand(q.shape)
+
+
+class DiscretizedLogistic(Distribution):
+    """Logistic density integrated over the bins of an evenly quantised range (Salimans et al., PixelCNN++, 2017, eq. 2).
+
+    The first and last bin take the tails, so the probabilities of the levels sum to one.
+
+    Args:
+        loc: centre, any shape.
+        scale: scale of the logistic, broadcastable with ``loc``.
+        value_range: lowest and highest level.
+        num_levels: number of levels, 256 for 8-bit images.
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    support = constraints.real
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, *, value_range: tuple[float, float], num_levels: int = 256
+    ) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(at_least_float32(loc), at_least_float32(scale))
+        self.low, self.high = value_range
+        self.num_levels = num_levels
+        super().__init__(self.loc.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Centre of the underlying logistic, clamped to the value range."""
+        return self.loc.clamp(self.low, self.high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the bin that ``value`` lies in, in nats.
+
+        Args:
+            value: levels in the value range.
+
+        Returns:
+            Same shape as ``value`` broadcast with ``loc``.
+        """
+        half_bin = 0.5 * (self.high - self.low) / (self.num_levels - 1)
+        value = at_least_float32(value)
+        upper = (value + half_bin - self.loc) / self.scale
+        lower = (value - half_bin - self.loc) / self.scale
+        # log(sigmoid(u) - sigmoid(l)) = logsigmoid(u) + logsigmoid(-l) + log(1 - exp(-(u - l))): no cancellation.
+        width = (2 * half_bin / self.scale).expand_as(upper)
+        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
+        first = value <= self.low + half_bin
+        last = value >= self.high - half_bin
+        return torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), inside))
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw levels, ``[*sample_shape, *loc.shape]``.
+
+        Args:
+            sample_shape: leading axes.
+
+        Returns:
+            Values on the quantisation grid.
+        """
+        shape = torch.Size(sample_shape) + self.loc.shape
+        u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(1e-6, 1 - 1e-6)
+        x = (self.loc + self.scale * torch.logit(u)).clamp(self.low, self.high)
+        return _to_levels(x, self.low, self.high, self.num_levels) * self._step() + self.low
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
+        """Return a copy of batch shape ``batch_shape``."""
+        return DiscretizedLogistic(
+            self.loc.expand(batch_shape),
+            self.scale.expand(batch_shape),
+            value_range=(self.low, self.high),
+            num_levels=self.num_levels,
+        )
+
+    def _step(self) -> float:
+        return (self.high - self.low) / (self.num_levels - 1)
+
+
+class CategoricalLevels(Distribution):
+    """Categorical over the levels of an evenly quantised value range.
+
+    Args:
+        logits: unnormalised log-probabilities, levels last, ``[..., num_levels]``.
+        value_range: value of the first and of the last level.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}
+    support = constraints.real
+
+    def __init__(self, logits: Tensor, *, value_range: tuple[float, float]) -> None:
+        self.logits = F.log_softmax(at_least_float32(logits), -1)
+        self.low, self.high = value_range
+        self.num_levels = logits.shape[-1]
+        super().__init__(self.logits.shape[:-1], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value."""
+        levels = torch.linspace(
+            self.low, self.high, self.num_levels, dtype=self.logits.dtype, device=self.logits.device
+        )
+        return self.logits.exp() @ levels
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the level nearest to ``value``, in nats.
+
+        Args:
+            value: levels in the value range.
+
+        Returns:
+            Same shape as ``value`` broadcast with the batch shape.
+        """
+        index = _to_levels(value, self.low, self.high, self.num_levels).long()
+        index, logits = torch.broadcast_tensors(index.unsqueeze(-1), self.logits)
+        return logits.gather(-1, index[..., :1]).squeeze(-1)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw levels, ``[*sample_shape, *batch_shape]``.
+
+        Args:
+            sample_shape: leading axes.
+
+        Returns:
+            Values on the quantisation grid.
+        """
+        index = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
+        return index * ((self.high - self.low) / (self.num_levels - 1)) + self.low
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalLevels:
+        """Return a copy of batch shape ``batch_shape``."""
+        return CategoricalLevels(
+            self.logits.expand(*batch_shape, self.num_levels), value_range=(self.low, self.high)
+        )
+
+
+def _to_levels(x: Tensor, low: float, high: float, num_levels: int) -> Tensor:
+    return ((at_least_float32(x) - low) / (high - low) * (num_levels - 1)).round().clamp(0, num_levels - 1)

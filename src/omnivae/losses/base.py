@@ -1,0 +1,93 @@
+"""The loss protocol and its one reduction rule.
+
+A loss maps a model's output and the batch to one unweighted scalar: **sum over the event, mean over the batch**, in nats
+where it is a density. ``per_element=True`` divides by the number of elements of the event instead; it is how "mean over
+everything" losses of other code bases are spelt here. The weight, a number or a schedule, is applied by the trainer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from omnivae.component import Component, registered
+from omnivae.losses.schedules import Schedule, value_at
+from omnivae.types import Batch, VAEOutput
+
+Weight = float | Schedule
+
+
+class Loss(nn.Module, Component):
+    """Base of the losses.
+
+    Args:
+        weight: factor in the total, a number or a schedule.
+        per_element: divide by the number of elements of the event (pixels, or latent elements for a KL).
+
+    Attributes:
+        name: key in the ``losses`` section of a configuration.
+        num_samples: posterior samples K that the loss asks for.
+        needs: what the posterior must provide: "density", "diagonal", "indices".
+        step: optimiser steps so far, set by the trainer.
+        epoch: epochs so far, set by the trainer.
+    """
+
+    name: str = ""
+    num_samples: int = 1
+    needs: frozenset[str] = frozenset()
+    step: int = 0
+    epoch: float = 0.0
+
+    def __init__(self, weight: Weight = 1.0, per_element: bool = False) -> None:
+        super().__init__()
+        if not isinstance(weight, Schedule) and not math.isfinite(weight):
+            raise ValueError(f"got weight={weight}; expected a finite number or a schedule")
+        self.weight = weight
+        self.per_element = per_element
+
+    def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        """Return the unweighted loss.
+
+        Args:
+            output: the model's output.
+            batch: the batch it was computed from.
+
+        Returns:
+            A scalar.
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def current_weight(self) -> float:
+        """Return the weight at the present step."""
+        return value_at(self.weight, step=self.step, epoch=self.epoch)
+
+    def reduce(self, per_sample: Tensor, event_size: int) -> Tensor:
+        """Apply the reduction rule.
+
+        Args:
+            per_sample: sums over the event, ``[B]`` or ``[K, B]``.
+            event_size: number of elements of the event.
+
+        Returns:
+            The mean over the batch, divided by ``event_size`` where ``per_element`` is set.
+        """
+        mean = per_sample.mean()
+        return mean / event_size if self.per_element else mean
+
+
+def target_of(batch: Batch) -> Tensor:
+    """Return what the reconstruction is compared with: ``target`` where the batch has one, else ``x``."""
+    return batch.get("target", batch["x"])
+
+
+def event_size(x: Tensor) -> int:
+    """Return the number of elements of one sample of ``[B, ...]``."""
+    return x[0].numel()
+
+
+def loss_classes() -> dict[str, type[Loss]]:
+    """Return every loss by its configuration key."""
+    return {cls.name: cls for cls in registered(Loss).values() if cls.name}
+

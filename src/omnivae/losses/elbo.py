@@ -1,0 +1,83 @@
+"""The two terms of the ELBO: negative log-likelihood and KL divergence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omnivae.distributions import kl_divergence, kl_elements
+from omnivae.losses.base import Loss, Weight, event_size, target_of
+from omnivae.losses.schedules import value_at
+from omnivae.types import Batch, VAEOutput
+
+
+class NLL(Loss):
+    """Negative log-likelihood ``-E_q[log p(x|z)]`` in nats.
+
+    Args:
+        weight: factor in the total.
+        per_element: divide by the number of pixel values.
+        num_samples: posterior samples that the expectation is averaged over.
+    """
+
+    name = "nll"
+
+    def __init__(self, weight: Weight = 1.0, per_element: bool = False, num_samples: int = 1) -> None:
+        super().__init__(weight, per_element)
+        if num_samples < 1:
+            raise ValueError(f"got num_samples={num_samples}; expected at least 1")
+        self.num_samples = num_samples
+
+    def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        x = target_of(batch)
+        return self.reduce(-output.likelihood.log_prob(x), event_size(x))
+
+
+class KL(Loss):
+    """KL divergence of the posterior from the prior in nats, summed over every latent.
+
+    With ``free_bits`` λ each latent element contributes ``max(λ, mean over the batch of KL_d)`` (Kingma et al., Improved
+    Variational Inference with Inverse Autoregressive Flow, 2016, eq. 15): below λ it costs nothing to use more. With
+    ``capacity`` C the term is ``|KL - C|`` (Burgess et al., Understanding disentangling in β-VAE, 2018).
+
+    Args:
+        weight: β, a number or a schedule.
+        per_element: divide by the number of latent elements.
+        free_bits: λ in nats for each latent element, >= 0; 0 switches it off.
+        capacity: C in nats, a number or a schedule; ``None`` switches it off.
+    """
+
+    name = "kl"
+    needs = frozenset({"density"})
+
+    def __init__(
+        self,
+        weight: Weight = 1.0,
+        per_element: bool = False,
+        free_bits: float = 0.0,
+        capacity: Weight | None = None,
+    ) -> None:
+        super().__init__(weight, per_element)
+        if free_bits < 0:
+            raise ValueError(f"got free_bits={free_bits}; expected nats for each latent element, >= 0")
+        if free_bits and capacity is not None:
+            raise ValueError("got both free_bits and capacity; expected at most one of them")
+        self.free_bits = free_bits
+        self.capacity = capacity
+
+    def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        total = torch.zeros((), device=batch["x"].device)
+        for latent in output.latents:
+            if latent.prior is None:
+                raise ValueError("the posterior has no density, so it has no KL: drop the 'kl' loss, or use a gaussian posterior")
+            if self.free_bits:
+                elements = kl_elements(latent.posterior, latent.prior)
+                if elements is None:
+                    raise ValueError("free_bits needs a factorised gaussian posterior and prior; set free_bits to 0")
+                kl = elements.mean(0).clamp(min=self.free_bits).sum()
+            else:
+                kl = kl_divergence(latent.posterior, latent.prior, z=latent.z, log_q=latent.log_q).mean()
+            total = total + (kl / event_size(latent.z[0]) if self.per_element else kl)
+        if self.capacity is not None:
+            total = (total - value_at(self.capacity, step=self.step, epoch=self.epoch)).abs()
+        return total

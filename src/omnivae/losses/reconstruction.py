@@ -1,0 +1,65 @@
+"""Distances between the reconstruction and its target: L1, MSE and MS-SSIM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from omnivae.distributions import at_least_float32
+from omnivae.losses.base import Loss, Weight, event_size, target_of
+from omnivae.similarity import ms_ssim
+from omnivae.types import Batch, VAEOutput
+
+
+class L1(Loss):
+    """Absolute error: sum over the image (or mean over its elements), mean over the batch.
+
+    Args:
+        weight: factor in the total.
+        per_element: divide by the number of pixel values.
+    """
+
+    name = "l1"
+
+    def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        x = at_least_float32(target_of(batch))
+        error = (at_least_float32(output.reconstruction) - x).abs().flatten(1).sum(1)
+        return self.reduce(error, event_size(x))
+
+
+class MSE(Loss):
+    """Squared error: sum over the image (or mean over its elements), mean over the batch.
+
+    Args:
+        weight: factor in the total.
+        per_element: divide by the number of pixel values.
+    """
+
+    name = "mse"
+
+    def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        x = at_least_float32(target_of(batch))
+        error = (at_least_float32(output.reconstruction) - x).square().flatten(1).sum(1)
+        return self.reduce(error, event_size(x))
+
+
+class MSSSIM(Loss):
+    """``1 - MS-SSIM`` (Wang et al., Multi-scale structural similarity, 2003): one number an image, mean over the batch.
+
+    Images too small for five scales use as many as fit, see :func:`omnivae.similarity.ms_ssim`.
+
+    Args:
+        weight: factor in the total.
+        value_range: lowest and highest pixel value.
+    """
+
+    name = "ms_ssim"
+
+    def __init__(self, weight: Weight = 1.0, value_range: Sequence[float] = (-1.0, 1.0)) -> None:
+        super().__init__(weight)
+        self.value_range = (float(value_range[0]), float(value_range[1]))
+
+    def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        low, high = self.value_range
+        return (1.0 - ms_ssim(output.reconstruction, target_of(batch), data_range=high - low)).mean()

@@ -1,0 +1,148 @@
+"""Model directories: ``config.json``, ``model.safetensors``, ``statistics.json`` and a model card. No pickle, no imports."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from omnivae.component import from_config, to_config
+
+CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.json", "README.md"
+FORMAT = 1
+
+
+def save_model(model: Any, directory: Path) -> None:
+    """Write a model directory; every file appears whole or not at all.
+
+    Args:
+        model: a component that is an ``nn.Module``.
+        directory: created where missing.
+    """
+    from safetensors.torch import save
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in model.state_dict().items()}
+    write_atomic(directory / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    config = {"format": FORMAT, "model": to_config(model)}
+    write_atomic(directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(directory / STATISTICS, (json.dumps(model.statistics, indent=2) + "\n").encode())
+    write_atomic(directory / CARD, _card(model).encode())
+
+
+def load_model(directory: str | Path) -> Any:
+    """Build the model that a directory describes and load its weights, in evaluation mode.
+
+    Args:
+        directory: a model directory, or a run that holds one in ``model/``.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: when there is no model there.
+        ValueError: when weights and configuration do not fit; names the first keys and shapes that differ.
+    """
+    from safetensors.torch import load_file
+
+    path = find_model(directory)
+    config = json.loads((path / CONFIG).read_text())
+    if not isinstance(config, dict) or "model" not in config:
+        raise ValueError(f"{path / CONFIG} is not a model configuration: it has no 'model' entry")
+    if config.get("format", FORMAT) > FORMAT:
+        raise ValueError(f"{path} was written by a newer omnivae (format {config['format']}, this one reads {FORMAT}): upgrade omnivae")
+    # Initialising weights that are about to be overwritten must not move the caller's random state.
+    with torch.random.fork_rng(devices=[]):
+        model = from_config(config["model"])
+    load_exactly(model, load_file(path / WEIGHTS), str(path))
+    statistics = path / STATISTICS
+    if statistics.exists():
+        model.statistics = json.loads(statistics.read_text())
+    return model.eval()
+
+
+def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Load a state dict only if every key and shape fits.
+
+    Args:
+        model: where to load.
+        tensors: the state dict.
+        source: its name, for the message.
+
+    Raises:
+        ValueError: names the first missing, unexpected and differently shaped tensors; nothing is loaded.
+    """
+    own = model.state_dict()
+    missing = [k for k in own if k not in tensors]
+    unexpected = [k for k in tensors if k not in own]
+    shapes = [
+        f"{k} ({tuple(tensors[k].shape)} in the file, {tuple(own[k].shape)} in the model)"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"the weights in {source} do not fit this {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict(tensors, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def find_model(directory: str | Path) -> Path:
+    """Return the model directory at a path: the path itself, or its ``model/`` where it is a run.
+
+    Args:
+        directory: a model directory or a run.
+
+    Returns:
+        The directory that holds ``config.json``.
+
+    Raises:
+        FileNotFoundError: names what was looked for.
+    """
+    path = Path(directory)
+    for candidate in (path, path / "model"):
+        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
+            return candidate
+    if not path.exists():
+        raise FileNotFoundError(f"no model at {path}: the directory does not exist")
+    raise FileNotFoundError(f"no model at {path}: expected {CONFIG} and {WEIGHTS} in it or in {path / 'model'}")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to disk and rename it: a reader sees the old file or the new one.
+
+    Args:
+        path: where.
+        content: what.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _card(model: Any) -> str:
+    config = json.dumps(to_config(model), indent=2)
+    low, high = model.value_range
+    return (
+        f"# {type(model).__name__}\n\n"
+        f"A variational autoencoder with {model.num_parameters():,} parameters, written by omnivae.\n\n"
+        f"Images have {model.in_channels} channel(s) and values in [{low:g}, {high:g}].\n\n"
+        "```python\nfrom omnivae import VAE\n\nmodel = VAE.from_pretrained(\"path/to/this/directory\")\n"
+        "posterior = model.encode(images)\nreconstruction = model.decode(posterior)\n```\n\n"
+        f"## Configuration\n\n```json\n{config}\n```\n"
+    )

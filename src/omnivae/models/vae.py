@@ -1,0 +1,352 @@
+"""The VAE: encoder network, posterior head, prior, decoder network and likelihood, wired together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from omnivae.component import Component
+from omnivae.distributions import DiagonalGaussian
+from omnivae.models.storage import load_model, save_model
+from omnivae.types import Latent, Network, VAEOutput
+
+
+class VAE(nn.Module, Component):
+    """Variational autoencoder over images, signals or volumes (Kingma & Welling, Auto-Encoding Variational Bayes, 2013).
+
+    Any spatial size >= 1 goes through: sizes that the encoder's stride does not divide are padded by repeating the last
+    row and column, the original size is kept on the posterior, and decoding crops back to it.
+
+    Args:
+        encoder: network from images to features.
+        posterior: head from features to q(z|x).
+        decoder: network from z to likelihood parameters.
+        likelihood: module from parameters to p(x|z).
+        prior: module that returns p(z).
+        value_range: lowest and highest pixel value that the model is trained on; (-1, 1) or (0, 1) by convention.
+        image_size: the one canvas that the model accepts (vector latents), or ``None`` when any size will do. Smaller
+            images are padded to it.
+
+    Example:
+        >>> import omnivae
+        >>> model = omnivae.conv_vae(in_channels=1, image_size=28, latent_dim=8).eval()
+        >>> reconstruction, mean, logvar = model(torch.zeros(2, 1, 28, 28))
+        >>> reconstruction.shape, mean.shape
+        (torch.Size([2, 1, 28, 28]), torch.Size([2, 8]))
+        >>> model.decode(model.encode(torch.zeros(2, 1, 28, 28))).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        encoder: Network,
+        posterior: nn.Module,
+        decoder: Network,
+        likelihood: nn.Module,
+        prior: nn.Module,
+        *,
+        value_range: Sequence[float] = (-1.0, 1.0),
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        low, high = float(value_range[0]), float(value_range[1])
+        if not low < high:
+            raise ValueError(f"got value_range=({low}, {high}); expected lowest < highest, such as (-1, 1)")
+        if getattr(likelihood, "unit_range", False) and (low, high) != (0.0, 1.0):
+            raise ValueError(
+                f"{type(likelihood).__name__} is defined on [0, 1], got value_range=({low}, {high}); "
+                "set value_range to [0, 1] or choose the gaussian or laplace likelihood"
+            )
+        levels = getattr(likelihood, "value_range", (low, high))
+        if tuple(levels) != (low, high):
+            raise ValueError(
+                f"the likelihood's levels span {tuple(levels)} and the model's value_range is {(low, high)}; make them equal"
+            )
+        self.encoder = encoder
+        self.posterior = posterior
+        self.decoder = decoder
+        self.likelihood_head = likelihood
+        self.prior = prior
+        self.value_range = (low, high)
+        self.image_size = None if image_size is None else tuple(int(n) for n in image_size)
+        #: Free-form facts saved as ``statistics.json`` (how images were prepared, latent statistics).
+        self.statistics: dict[str, Any] = {}
+
+    # -- shapes
+
+    @property
+    def in_channels(self) -> int:
+        """Image channels."""
+        return self.encoder.in_channels
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of z."""
+        return self.posterior.latent_dim  # type: ignore[return-value]
+
+    @property
+    def dim(self) -> int:
+        """Number of spatial axes of the input."""
+        return self.encoder.dim  # type: ignore[attr-defined]
+
+    def padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the size that an image of ``size`` is padded to.
+
+        Args:
+            size: spatial size.
+
+        Returns:
+            Each axis rounded up to a multiple of the stride, or the model's one canvas.
+
+        Raises:
+            ValueError: when the image is larger than the one canvas of the model.
+        """
+        if self.image_size is None:
+            return tuple(math.ceil(n / self.encoder.stride) * self.encoder.stride for n in size)
+        if any(n > m for n, m in zip(size, self.image_size, strict=True)):
+            raise ValueError(
+                f"got an image of size {_times(size)}; this model has a vector latent and takes at most "
+                f"{_times(self.image_size)}: resize the image, or train a model with a spatial latent"
+            )
+        stride = self.encoder.stride
+        return tuple(math.ceil(n / stride) * stride for n in self.image_size)
+
+    def latent_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial size of z for images of ``size``; ``()`` for a vector latent."""
+        if self.image_size is not None:
+            return ()
+        return tuple(n // self.encoder.stride for n in self.padded_size(size))
+
+    # -- the model
+
+    def encode(self, x: Tensor, cond: Tensor | None = None) -> DiagonalGaussian:
+        """Return q(z|x); deterministic, no sampling.
+
+        Args:
+            x: images in the model's value range, ``[B, C, *S]``.
+            cond: condition, ``[B, E]``.
+
+        Returns:
+            The posterior; ``decode`` takes it as it is.
+
+        Raises:
+            ValueError: for a wrong number of axes or channels, a size of zero, or NaN.
+        """
+        self._check(x)
+        size = tuple(x.shape[2:])
+        posterior = self.posterior(self.encoder(self._pad(x), cond))
+        posterior.input_size = size
+        return posterior
+
+    def decode(self, z: Tensor | DiagonalGaussian, cond: Tensor | None = None, *, size: Sequence[int] | None = None) -> Tensor:
+        """Return the mean of p(x|z).
+
+        Args:
+            z: latents ``[B, C, *S]``, or a posterior, whose mode is decoded and whose image size is restored.
+            cond: condition, ``[B, E]``.
+            size: spatial size to crop to; for a posterior the size of its image by default.
+
+        Returns:
+            Images ``[B, C, *S]``.
+        """
+        return self.likelihood(z, cond, size=size).mean
+
+    def likelihood(
+        self, z: Tensor | DiagonalGaussian, cond: Tensor | None = None, *, size: Sequence[int] | None = None
+    ) -> Distribution:
+        """Return p(x|z).
+
+        Args:
+            z: latents ``[B, C, *S]`` or K samples ``[K, B, C, *S]``, or a posterior (its mode).
+            cond: condition, ``[B, E]``.
+            size: spatial size to crop to; for a posterior the size of its image by default.
+
+        Returns:
+            Distribution of batch shape ``[B]`` (``[K, B]``) and event shape ``[C, *S]``.
+        """
+        if not isinstance(z, Tensor):
+            size = z.input_size if size is None else size
+            z = z.mode()
+        latent_ndim = 1 if self.image_size is not None else 1 + self.dim
+        batch = z.shape[: z.ndim - latent_ndim]
+        if len(batch) not in (1, 2):
+            raise ValueError(
+                f"got z of shape {tuple(z.shape)}; expected [B, {self.latent_dim}{', *S' * (latent_ndim > 1)}] or the same "
+                "with a leading axis of samples"
+            )
+        if z.shape[len(batch)] != self.latent_dim:
+            raise ValueError(f"got z with {z.shape[len(batch)]} channels; this model's latent has {self.latent_dim}")
+        if len(batch) == 2 and cond is not None:
+            cond = cond.repeat(batch[0], *[1] * (cond.ndim - 1))
+        params = self.decoder(z.flatten(0, len(batch) - 1) if len(batch) == 2 else z, cond)
+        if size is None and self.image_size is not None:
+            size = self.image_size
+        if size is not None:
+            params = params[(..., *(slice(0, n) for n in size))]
+        if len(batch) == 2:
+            params = params.unflatten(0, batch)
+        return self.likelihood_head(params, batch_ndim=len(batch))
+
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None, *, num_samples: int = 1, sample: bool | None = None
+    ) -> VAEOutput:
+        """Encode, sample and decode.
+
+        Args:
+            x: images in the model's value range, ``[B, C, *S]``.
+            cond: condition, ``[B, E]``.
+            num_samples: posterior samples K for each image.
+            sample: draw z from the posterior (``True``) or take its mode (``False``, K = 1). By default the model samples
+                in training mode or when K > 1, so that ``model.eval()(x)`` is deterministic.
+
+        Returns:
+            Posterior, prior, samples and p(x|z); unpacks as ``(reconstruction, mean, logvar)``.
+        """
+        posterior = self.encode(x, cond)
+        if sample is None:
+            sample = self.training or num_samples > 1
+        if sample:
+            z, log_q = posterior.rsample(num_samples)
+        else:
+            z = posterior.mode().unsqueeze(0)
+            log_q = posterior.log_prob(z)
+        prior = self.prior(posterior.shape, self.encode, cond)
+        likelihood = self.likelihood(z, cond, size=posterior.input_size)
+        return VAEOutput(latents=(Latent(posterior, prior, z, log_q),), likelihood=likelihood)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        size: Sequence[int] | None = None,
+        cond: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw images: z from the prior, then the mean of p(x|z).
+
+        Args:
+            n: number of images.
+            size: their spatial size; needed where the latent is spatial and the model does not know its training size.
+            cond: condition, ``[n, E]``.
+            temperature: multiplies the prior's standard deviation.
+            generator: source of randomness on the CPU, for samples that do not depend on the global seed.
+
+        Returns:
+            Images ``[n, C, *S]`` in the value range.
+
+        Raises:
+            ValueError: when the size is needed and unknown.
+        """
+        size = size or self.image_size or self.statistics.get("image_size")
+        if size is None:
+            raise ValueError("the latent of this model is spatial: say which size to sample, as in sample(4, size=(256, 256))")
+        shape = torch.Size((n, self.latent_dim, *self.latent_size(size)))
+        prior = self.prior(shape, self.encode, cond)
+        if generator is None:
+            z = prior.sample()
+        else:
+            # torch distributions take no generator: draw a seed from it and leave the global state untouched.
+            device = prior.mean.device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+                z = prior.sample()
+        z = prior.mean + temperature * (z - prior.mean)
+        return self.decode(z, cond, size=size).clamp(*self.value_range)
+
+    # -- convenience
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> Self:
+        """Recompute activations in the backward pass instead of keeping them: same gradients, less memory.
+
+        Args:
+            enabled: switch it off with ``False``.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: when neither network supports it.
+        """
+        found = False
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = enabled
+                found = True
+        if not found:
+            raise ValueError(f"no network of this {type(self).__name__} supports gradient checkpointing")
+        return self
+
+    def num_parameters(self) -> int:
+        """Return the number of parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a model directory: ``config.json``, ``model.safetensors``, ``statistics.json``, ``README.md``.
+
+        Args:
+            directory: created where missing.
+        """
+        save_model(self, Path(directory))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Load a model directory written by :meth:`save_pretrained`, in evaluation mode.
+
+        Args:
+            directory: the model directory, or a run that holds one in ``model/``.
+
+        Returns:
+            The model; its outputs equal the saved model's bit for bit.
+
+        Raises:
+            FileNotFoundError: when there is no such directory.
+            ValueError: when the directory holds another architecture or does not fit its own weights.
+        """
+        model = load_model(directory)
+        if not isinstance(model, cls):
+            raise ValueError(f"{directory} holds a {type(model).__name__}, not a {cls.__name__}; load it with VAE.from_pretrained")
+        return model
+
+    # -- inside
+
+    def _pad(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        target = self.padded_size(size)
+        if tuple(size) == target:
+            return x
+        # Index the last row and column again: replicates for any amount, also where the image is one pixel wide
+        # (torch's replicate padding refuses some dtypes and layouts).
+        for axis, (have, want) in enumerate(zip(size, target, strict=True), start=2):
+            if have != want:
+                index = torch.arange(want, device=x.device).clamp_(max=have - 1)
+                x = x.index_select(axis, index)
+        return x
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 2 + self.dim:
+            raise ValueError(f"got a tensor of shape {tuple(x.shape)}; expected [B, {self.in_channels}, {'HWD'[: self.dim]}]")
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"got {x.shape[1]} channels; this model takes {self.in_channels}: convert the images, or build the model with "
+                f"in_channels={x.shape[1]}"
+            )
+        if min(x.shape[2:]) < 1:
+            raise ValueError(f"got an empty image, shape {tuple(x.shape)}")
+        # On an accelerator the check would wait for the device; there the training loop checks before the copy.
+        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling() and not bool(torch.isfinite(x.sum())):
+            bad = int((~torch.isfinite(x)).sum())
+            if bad:
+                raise ValueError(f"got {bad} NaN or infinite values in the input; find and mend the images that hold them")
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(str(n) for n in size)
+

@@ -1,0 +1,54 @@
+"""Diagonal Gaussian posterior head (Kingma & Welling, Auto-Encoding Variational Bayes, 2013)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from omnivae.component import Component
+from omnivae.distributions import DiagonalGaussian
+from omnivae.networks.layers import convolution
+
+
+class PosteriorHead(nn.Module, Component):
+    """Base of the posterior heads: a module from encoder features to q(z|x).
+
+    Attributes:
+        latent_dim: channels of z.
+        provides: what its posteriors have: "density", "diagonal", "indices".
+    """
+
+    latent_dim: int
+    provides: frozenset[str] = frozenset()
+
+
+class GaussianPosterior(PosteriorHead):
+    """Projects features to the mean and log-variance of a diagonal Gaussian.
+
+    Args:
+        in_channels: channels of the encoder's features.
+        latent_dim: channels of z.
+        dim: number of spatial axes of the features; 0 for a vector latent.
+        kernel_size: odd kernel of the projection; 1 where ``dim`` is 0.
+
+    Example:
+        >>> GaussianPosterior(8, 4, dim=2)(torch.zeros(1, 8, 3, 3)).shape
+        torch.Size([1, 4, 3, 3])
+    """
+
+    provides = frozenset({"density", "diagonal"})
+
+    def __init__(self, in_channels: int, latent_dim: int, dim: int = 2, kernel_size: int = 1) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"got latent_dim={latent_dim}; expected at least 1")
+        self.latent_dim = latent_dim
+        self.projection = convolution(dim, in_channels, 2 * latent_dim, kernel_size)
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        """Return q(z|x) for features ``[B, C, *S]``."""
+        # Float32 from here on: under autocast a bf16 log-variance would quantise the KL.
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            weight_dtype = self.projection.weight.dtype
+            mean, logvar = self.projection(features.to(weight_dtype)).chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar)

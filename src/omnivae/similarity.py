@@ -1,0 +1,82 @@
+"""Structural similarity of images, shared by the losses and the metrics: torchmetrics, extended to small images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from omnivae.distributions import at_least_float32
+
+KERNEL_SIZE = 11
+#: Weights of the five scales (Wang et al., Multi-scale structural similarity for image quality assessment, 2003).
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
+    """Return the structural similarity of each image (Wang et al., Image quality assessment, 2004).
+
+    Args:
+        a: images ``[B, C, *S]`` with two or three spatial axes.
+        b: images of the same shape.
+        data_range: highest minus lowest possible value.
+
+    Returns:
+        ``[B]``. Where an axis is shorter than the Gaussian window (11), the window shrinks to the largest odd size that fits.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    kernel = _kernel(min(a.shape[2:]))
+    value = structural_similarity_index_measure(
+        at_least_float32(a),
+        at_least_float32(b),
+        gaussian_kernel=kernel == KERNEL_SIZE,
+        kernel_size=kernel,
+        data_range=data_range,
+        reduction="none",
+    )
+    assert isinstance(value, Tensor)
+    return value.reshape(len(a))
+
+
+def ms_ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
+    """Return the multi-scale structural similarity of each image (Wang et al., 2003).
+
+    Args:
+        a: images ``[B, C, *S]`` with two or three spatial axes.
+        b: images of the same shape.
+        data_range: highest minus lowest possible value.
+
+    Returns:
+        ``[B]``. All five scales need more than 160 pixels along every axis; smaller images use the scales that fit, their
+        weights rescaled to sum to one.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    scales = num_scales(min(a.shape[2:]))
+    if scales < 2:
+        return ssim(a, b, data_range=data_range)
+    betas = SCALE_WEIGHTS[:scales]
+    values = [
+        multiscale_structural_similarity_index_measure(
+            at_least_float32(x[None]),
+            at_least_float32(y[None]),
+            kernel_size=KERNEL_SIZE,
+            betas=tuple(w / sum(betas) for w in betas),
+            data_range=data_range,
+            normalize="relu",
+        )
+        for x, y in zip(a, b, strict=True)
+    ]
+    return torch.stack([torch.as_tensor(v).reshape(()) for v in values])
+
+
+def num_scales(smallest_axis: int) -> int:
+    """Return how many of the five scales an image allows: each halving must leave more than the 11-pixel window."""
+    return max(0, min(len(SCALE_WEIGHTS), 1 + int(math.log2(max(1, (smallest_axis - 1) // (KERNEL_SIZE - 1))))))
+
+
+def _kernel(smallest_axis: int) -> int:
+    fits = min(KERNEL_SIZE, smallest_axis)
+    return fits if fits % 2 else fits - 1
