@@ -1,0 +1,213 @@
+"""Plain convolutional encoder and decoder: 4-wide, stride-2 convolutions (Radford et al., DCGAN, 2015), in 1-D, 2-D and 3-D.
+
+Each stage is convolution -> normalisation -> ReLU and halves (doubles) the size. With an ``image_size`` the network ends
+in (starts from) a flat vector; without one it is fully convolutional and takes any multiple of its stride.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from omnivae.component import Component
+from omnivae.networks.layers import check_dim, convolution, normalization
+
+ConvNorm = Literal["batch", "group", "none"]
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class ConvEncoder(nn.Module, Component):
+    """Images to features by one k4 s2 p1 convolution, normalisation and ReLU for each stage.
+
+    Args:
+        in_channels: image channels.
+        channels: output channels of each stage; the stride is ``2 ** len(channels)``.
+        dim: number of spatial axes, 1 to 3.
+        norm: "batch", "group" (groups of at least four channels) or "none".
+        image_size: size of the images, ``dim`` numbers >= 1, for flat features; ``None`` for spatial ones. The network
+            takes this size rounded up to a multiple of the stride.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder(1, (8, 16))(torch.zeros(2, 1, 12, 20)).shape
+        torch.Size([2, 16, 3, 5])
+        >>> ConvEncoder(1, (8, 16), image_size=(28, 28))(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 784])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        channels: Sequence[int] = (32, 64, 128),
+        dim: int = 2,
+        *,
+        norm: ConvNorm = "batch",
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(in_channels, channels, dim, norm)
+        self.dim = dim
+        self.in_channels = in_channels
+        self.stride = 2 ** len(channels)
+        self.grid = _grid(image_size, self.stride, dim)
+        self.out_channels = channels[-1] * (1 if self.grid is None else math.prod(self.grid))
+        # A bias before batch normalisation would be subtracted again.
+        self.stages = nn.ModuleList(
+            _stage(_CONV[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
+            for i, o in zip((in_channels, *channels), channels, strict=False)
+        )
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return features.
+
+        Args:
+            x: ``[B, in_channels, *S]``, S a multiple of the stride.
+            cond: not supported; must be ``None``.
+
+        Returns:
+            ``[B, out_channels]`` where ``image_size`` was given, else ``[B, out_channels, *(S / stride)]``.
+
+        Raises:
+            ValueError: for a condition, or a size that does not fit.
+        """
+        refuse_cond(self, cond)
+        check_divisible(self, x)
+        for stage in self.stages:
+            x = stage(x)
+        if self.grid is None:
+            return x
+        if tuple(x.shape[2:]) != self.grid:
+            want = tuple(n * self.stride for n in self.grid)
+            raise ValueError(
+                f"got an image of size {tuple(n * self.stride for n in x.shape[2:])}; this network with flat features takes {want}"
+            )
+        return x.flatten(1)
+
+
+class ConvDecoder(nn.Module, Component):
+    """Latents to likelihood parameters: the mirror of :class:`ConvEncoder`, without a final activation.
+
+    Args:
+        latent_dim: channels of z.
+        out_channels: channels of the result; the likelihood says how many it needs.
+        channels: input channels of each stage, deepest first; the stride is ``2 ** len(channels)``.
+        dim: number of spatial axes of the images, 1 to 3.
+        norm: "batch", "group" (groups of at least four channels) or "none".
+        image_size: size of the images for a vector latent; ``None`` for a spatial latent.
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder(4, 3, (16, 8))(torch.zeros(2, 4, 3, 5)).shape
+        torch.Size([2, 3, 12, 20])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_channels: int,
+        channels: Sequence[int] = (128, 64, 32),
+        *,
+        dim: int = 2,
+        norm: ConvNorm = "batch",
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(latent_dim, channels, dim, norm)
+        self.dim = dim
+        self.in_channels = latent_dim
+        self.out_channels = out_channels
+        self.stride = 2 ** len(channels)
+        self.grid = _grid(image_size, self.stride, dim)
+        self.stem: nn.Module
+        if self.grid is None:
+            self.stem = convolution(dim, latent_dim, channels[0], 3)
+        else:
+            self.stem = nn.Linear(latent_dim, channels[0] * math.prod(self.grid))
+        self.stages = nn.ModuleList(
+            _stage(_CONV_TRANSPOSE[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
+            for i, o in zip(channels, channels[1:], strict=False)
+        )
+        self.head = _CONV_TRANSPOSE[dim](channels[-1], out_channels, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return likelihood parameters.
+
+        Args:
+            x: ``[B, latent_dim]`` where ``image_size`` was given, else ``[B, latent_dim, *S]``.
+            cond: not supported; must be ``None``.
+
+        Returns:
+            ``[B, out_channels, *(S * stride)]``.
+
+        Raises:
+            ValueError: for a condition.
+        """
+        refuse_cond(self, cond)
+        x = self.stem(x)
+        if self.grid is not None:
+            x = x.unflatten(1, (-1, *self.grid))
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+
+def refuse_cond(network: nn.Module, cond: Tensor | None) -> None:
+    """Raise ``ValueError`` where an unconditional network is given a condition: it is never ignored.
+
+    Args:
+        network: named in the message.
+        cond: must be ``None``.
+    """
+    if cond is not None:
+        raise ValueError(
+            f"got a condition of shape {tuple(cond.shape)}; {type(network).__name__} is built without one: leave cond out, "
+            "or choose a network that takes conditions"
+        )
+
+
+def check_divisible(network: nn.Module, x: Tensor) -> None:
+    """Raise ``ValueError`` unless the network's stride divides every spatial axis of ``x``.
+
+    Args:
+        network: has ``stride``.
+        x: ``[B, C, *S]``.
+    """
+    size, stride = tuple(x.shape[2:]), network.stride
+    if any(n % stride for n in size):
+        raise ValueError(
+            f"got an image of size {size}; {type(network).__name__} takes multiples of {stride}: pad it (VAE.encode does)"
+        )
+
+
+def _stage(convolution: nn.Module, channels: int, dim: int, norm: ConvNorm) -> nn.Sequential:
+    # Groups of one channel would erase a 1x1 feature map: at least four, where the channels divide so.
+    groups = math.gcd(max(channels // 4, 1), channels, 32) if norm == "group" else 1
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=convolution)
+    if norm != "none":
+        layers["norm"] = normalization(norm, channels, dim=dim, num_groups=groups)
+    layers["act"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+def _grid(image_size: Sequence[int] | None, stride: int, dim: int) -> tuple[int, ...] | None:
+    if image_size is None:
+        return None
+    if len(image_size) != dim or min(image_size) < 1:
+        raise ValueError(f"got image_size={tuple(image_size)}; expected {dim} numbers of at least 1 (dim={dim})")
+    return tuple(math.ceil(n / stride) for n in image_size)
+
+
+def _check(in_channels: int, channels: Sequence[int], dim: int, norm: str) -> None:
+    check_dim(dim)
+    if in_channels < 1 or not channels or min(channels) < 1:
+        raise ValueError(
+            f"got {in_channels} input channels and channels={tuple(channels)}; expected positive numbers, one a stage"
+        )
+    if norm not in ("batch", "group", "none"):
+        raise ValueError(f"got norm={norm!r}; expected 'batch', 'group' or 'none'")

@@ -1,0 +1,105 @@
+"""Convolutional VAEs: the plain stack and beta-VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from omnivae.likelihoods import Likelihood
+from omnivae.models import VAE
+from omnivae.networks.conv import ConvDecoder, ConvEncoder, ConvNorm
+from omnivae.posteriors import GaussianPosterior
+from omnivae.priors import StandardNormal
+from omnivae.recipes.common import image_shape, likelihood_and_range
+
+
+def conv_vae(
+    *,
+    in_channels: int = 3,
+    image_size: int | Sequence[int] | None = 64,
+    latent_dim: int = 32,
+    channels: Sequence[int] = (32, 64, 128),
+    dim: int = 2,
+    norm: ConvNorm = "batch",
+    latent: Literal["vector", "spatial"] = "vector",
+    likelihood: str | Likelihood = "gaussian",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return a VAE of 4-wide, stride-2 convolutions (Kingma & Welling 2013; the stack of Radford et al., DCGAN, 2015).
+
+    Args:
+        in_channels: image channels.
+        image_size: edge length or size of the canvas that a vector latent describes; a spatial latent takes any size.
+        latent_dim: channels of z.
+        channels: output channels of each encoder stage; the decoder mirrors them.
+        dim: number of spatial axes, 1 to 3.
+        norm: "batch", "group" or "none".
+        latent: "vector" for z ``[B, latent_dim]``, "spatial" for ``[B, latent_dim, *(S / stride)]``.
+        likelihood: name (see ``recipes.common.LIKELIHOODS``) or object.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for an unknown latent or likelihood, or a vector latent without a size.
+
+    Example:
+        >>> conv_vae(in_channels=1, image_size=28, latent_dim=8, likelihood="bernoulli").value_range
+        (0.0, 1.0)
+    """
+    if latent not in ("vector", "spatial"):
+        raise ValueError(f"got latent={latent!r}; expected 'vector' or 'spatial'")
+    if latent == "vector" and image_size is None:
+        raise ValueError("got image_size=None with a vector latent; give the size, or set latent='spatial'")
+    size = image_shape(image_size, dim) if latent == "vector" and image_size is not None else None
+    head, value_range = likelihood_and_range(likelihood, value_range)
+    encoder = ConvEncoder(in_channels, channels, dim, norm=norm, image_size=size)
+    return VAE(
+        encoder,
+        GaussianPosterior(encoder.out_channels, latent_dim, dim if size is None else 0),
+        ConvDecoder(
+            latent_dim, head.num_parameters(in_channels), tuple(channels)[::-1], dim=dim, norm=norm, image_size=size
+        ),
+        head,
+        StandardNormal(),
+        value_range=value_range,
+        image_size=size,
+    )
+
+
+def beta_vae(
+    *,
+    in_channels: int = 1,
+    image_size: int | Sequence[int] = 64,
+    latent_dim: int = 10,
+    channels: Sequence[int] = (32, 32, 64, 64),
+    likelihood: str | Likelihood = "bernoulli",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return the network of the disentanglement literature (Higgins et al., beta-VAE, 2017): beta is the KL loss's weight.
+
+    Args:
+        in_channels: image channels; 1 for dSprites.
+        image_size: edge length or size of the canvas.
+        latent_dim: size of the vector z.
+        channels: output channels of each encoder stage; no normalisation, as in the paper's appendix.
+        likelihood: name or object.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> beta_vae().encoder.stride
+        16
+    """
+    return conv_vae(
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        norm="none",
+        likelihood=likelihood,
+        value_range=value_range,
+    )
