@@ -28,7 +28,7 @@ def test_networks_mirror_each_other_in_every_dimension(dim, norm):
 
 
 def test_stack_is_that_of_the_guide():
-    # Conv(3,32) Conv(32,64) Conv(64,128), k4 s2; Linear(latent, 128*4*4) and the mirror image; batch norm and ReLU between.
+    # Conv 3-32-64-128, k4 s2; Linear(latent, 128*4*4) and the mirror image; batch norm and ReLU between.
     model = conv_vae(image_size=32, latent_dim=32)
     encoder = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     decoder = [m for m in model.decoder.modules() if isinstance(m, torch.nn.ConvTranspose2d)]

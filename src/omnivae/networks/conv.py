@@ -1,7 +1,7 @@
-"""Plain convolutional encoder and decoder: 4-wide, stride-2 convolutions (Radford et al., DCGAN, 2015), in 1-D, 2-D and 3-D.
+"""Plain convolutional encoder and decoder: 4-wide, stride-2 convolutions (Radford et al., DCGAN, 2015), 1-D to 3-D.
 
-Each stage is convolution -> normalisation -> ReLU and halves (doubles) the size. With an ``image_size`` the network ends
-in (starts from) a flat vector; without one it is fully convolutional and takes any multiple of its stride.
+Each stage is convolution -> normalisation -> ReLU and halves (doubles) the size. With an ``image_size`` the network
+ends in (starts from) a flat vector; without one it is fully convolutional and takes any multiple of its stride.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
 
 from omnivae.component import Component
 from omnivae.networks.layers import check_dim, convolution, normalization
+from omnivae.types import Network
 
 ConvNorm = Literal["batch", "group", "none"]
 
@@ -83,10 +85,8 @@ class ConvEncoder(nn.Module, Component):
         if self.grid is None:
             return x
         if tuple(x.shape[2:]) != self.grid:
-            want = tuple(n * self.stride for n in self.grid)
-            raise ValueError(
-                f"got an image of size {tuple(n * self.stride for n in x.shape[2:])}; this network with flat features takes {want}"
-            )
+            got, want = (tuple(n * self.stride for n in grid) for grid in (x.shape[2:], self.grid))
+            raise ValueError(f"got an image of size {got}; this network with flat features takes {want}")
         return x.flatten(1)
 
 
@@ -131,7 +131,7 @@ class ConvDecoder(nn.Module, Component):
             self.stem = nn.Linear(latent_dim, channels[0] * math.prod(self.grid))
         self.stages = nn.ModuleList(
             _stage(_CONV_TRANSPOSE[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
-            for i, o in zip(channels, channels[1:], strict=False)
+            for i, o in pairwise(channels)
         )
         self.head = _CONV_TRANSPOSE[dim](channels[-1], out_channels, 4, stride=2, padding=1)
 
@@ -166,12 +166,12 @@ def refuse_cond(network: nn.Module, cond: Tensor | None) -> None:
     """
     if cond is not None:
         raise ValueError(
-            f"got a condition of shape {tuple(cond.shape)}; {type(network).__name__} is built without one: leave cond out, "
-            "or choose a network that takes conditions"
+            f"got a condition of shape {tuple(cond.shape)}; {type(network).__name__} is built without one: "
+            "leave cond out, or choose a network that takes conditions"
         )
 
 
-def check_divisible(network: nn.Module, x: Tensor) -> None:
+def check_divisible(network: Network, x: Tensor) -> None:
     """Raise ``ValueError`` unless the network's stride divides every spatial axis of ``x``.
 
     Args:
@@ -181,7 +181,8 @@ def check_divisible(network: nn.Module, x: Tensor) -> None:
     size, stride = tuple(x.shape[2:]), network.stride
     if any(n % stride for n in size):
         raise ValueError(
-            f"got an image of size {size}; {type(network).__name__} takes multiples of {stride}: pad it (VAE.encode does)"
+            f"got an image of size {size}; {type(network).__name__} takes multiples of {stride}: "
+            "pad it (VAE.encode does)"
         )
 
 

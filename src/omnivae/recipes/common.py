@@ -16,7 +16,8 @@ from omnivae.likelihoods import (
 
 ValueRange = Sequence[float]
 
-#: Likelihoods by name. A plain density has one learned scale; "_fixed" has scale 1 (half the squared, or the absolute, error).
+#: Likelihoods by name. A plain density has one learned scale; "_fixed" has scale 1: half the squared, or the absolute,
+#: error.
 LIKELIHOODS: dict[str, Callable[[ValueRange], Likelihood]] = {
     "bernoulli": lambda _: BernoulliLikelihood(),
     "gaussian": lambda _: GaussianLikelihood("learned"),

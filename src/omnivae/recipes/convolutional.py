@@ -77,7 +77,7 @@ def beta_vae(
     likelihood: str | Likelihood = "bernoulli",
     value_range: Sequence[float] | None = None,
 ) -> VAE:
-    """Return the network of the disentanglement literature (Higgins et al., beta-VAE, 2017): beta is the KL loss's weight.
+    """Return beta-VAE's convolutional network (Higgins et al., beta-VAE, 2017); beta is the KL loss's weight.
 
     Args:
         in_channels: image channels; 1 for dSprites.
