@@ -1,0 +1,123 @@
+"""The ``data`` section of a configuration: what to read and how to turn it into tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from omnivae.component import suggestion
+
+Format = Literal["auto", "folder", "mnist", "cifar10", "digits", "photos", "dsprites"]
+Binarize = Literal["none", "threshold", "stochastic"]
+
+EMBEDDED = ("digits", "photos", "dsprites")
+VALUE_RANGES = ((0.0, 1.0), (-1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to read, how to split them and how to turn them into tensors.
+
+    Args:
+        path: a folder, an image file, or an embedded data set: digits, photos, dsprites (``./digits`` is a folder).
+        format: how to read ``path``; "auto" recognises MNIST's idx files and CIFAR-10's Parquet files by their names
+            and reads any other folder as image files.
+        image_size: side in pixels of the square that is used: the shorter side is resized to it (antialiased bicubic)
+            and the centre is cropped. None keeps the images as they are, which must then agree in size.
+        channels: 1 (grey) or 3 (RGB) to convert every image to, dropping any alpha channel. None keeps what is
+            stored, alpha included; the images must then agree.
+        value_range: (0, 1) or (-1, 1), what black and white become. None leaves the choice to the model.
+        binarize: "threshold" sets pixels to black or white at the middle; "stochastic" draws them with the grey value
+            as probability, anew in each epoch of training and always the same in validation and test.
+        val_fraction: share of the images for validation, where the data has no validation split of its own.
+        test_fraction: share of the images for testing, where the data has no test split of its own.
+        split_seed: another number gives another split.
+        limit: use at most so many images of each split, for quick tries.
+        num_workers: processes that load images; 0 loads in the main process.
+        flip: mirror training images left to right with probability 1/2.
+        random_crop: cut a random square of side ``image_size`` from training images instead of resizing them (an image
+            whose shorter side is smaller is enlarged first).
+
+    Raises:
+        ValueError: for a value out of its range.
+
+    Example:
+        >>> DataConfig(path="photos", image_size=32).format
+        'auto'
+    """
+
+    path: str = "digits"
+    format: Format = "auto"
+    image_size: int | None = None
+    channels: int | None = None
+    value_range: tuple[float, float] | None = None
+    binarize: Binarize = "none"
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    split_seed: int = 0
+    limit: int | None = None
+    num_workers: int = 0
+    flip: bool = False
+    random_crop: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(self.path))
+        _choice("format", self.format, get_args(Format))
+        _choice("binarize", self.binarize, get_args(Binarize))
+        _at_least("image_size", self.image_size, 1)
+        _at_least("limit", self.limit, 1)
+        _at_least("num_workers", self.num_workers, 0)
+        _at_least("split_seed", self.split_seed, 0)
+        if self.channels not in (None, 1, 3):
+            raise ValueError(
+                f"got data.channels={self.channels}; expected 1 (grey) or 3 (RGB); leave it out to keep what is stored"
+            )
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", check_value_range(self.value_range, "data.value_range"))
+        for name in ("val_fraction", "test_fraction"):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise ValueError(f"got data.{name}={value}; expected a number between 0 and 1, both exclusive")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave nothing to "
+                "train on: their sum must be below 1"
+            )
+        if self.format in EMBEDDED and self.path != self.format:
+            raise ValueError(
+                f"got data.format={self.format!r} with data.path={self.path!r}; this data set is embedded: set "
+                f"data.path to {self.format} and leave data.format out"
+            )
+        if self.random_crop and self.image_size is None and self.path != "photos":
+            raise ValueError("data.random_crop needs the side of the crop: set data.image_size")
+
+
+def check_value_range(value_range: tuple[float, float], name: str = "value_range") -> tuple[float, float]:
+    """Return ``value_range`` as a tuple of floats if it is one of the two that exist.
+
+    Args:
+        value_range: lowest and highest value of a pixel.
+        name: what to call it in an error.
+
+    Returns:
+        ``(0.0, 1.0)`` or ``(-1.0, 1.0)``.
+
+    Raises:
+        ValueError: for any other.
+    """
+    values = tuple(float(v) for v in value_range)
+    if values not in VALUE_RANGES:
+        raise ValueError(f"got {name}={value_range}; expected (0, 1) or (-1, 1)")
+    return values  # type: ignore[return-value]
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(
+            f"unknown data.{name} {value!r}{suggestion(value, known)}; expected one of {', '.join(map(str, known))}"
+        )
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise ValueError(f"got data.{name}={value}; expected {low} or more")

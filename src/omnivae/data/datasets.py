@@ -1,0 +1,168 @@
+"""Map-style datasets over a source: decode, augment, resize, binarise and scale into the value range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from omnivae.data.config import Binarize
+from omnivae.data.images import num_channels, resize_and_crop, to_unit_array
+from omnivae.data.sources import ImageSource
+from omnivae.types import Batch
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What happens to an image between its file and the model.
+
+    Attributes:
+        shape: channels, height and width of the result.
+        resize: whether to resize and crop to the height.
+        channels: 1 or 3 to convert to, None to keep.
+        value_range: what black and white become.
+        binarize: "none", "threshold" or "stochastic".
+        flip: mirror half of the images.
+        random_crop: crop at a random place instead of resizing.
+    """
+
+    shape: tuple[int, int, int]
+    resize: bool
+    channels: int | None
+    value_range: tuple[float, float]
+    binarize: Binarize = "none"
+    flip: bool = False
+    random_crop: bool = False
+
+
+class ImageDataset(Dataset):
+    """One split of a data set; items are pure functions of (seed, epoch, index), whatever process loads them.
+
+    Args:
+        source: where images come from.
+        indices: the images of this split, as numbers of the source, ``[N]``.
+        split: "train", "val" or "test"; only training images change with the epoch.
+        transform: what to do with them.
+        seed: seed of augmentation and of stochastic binarisation.
+    """
+
+    def __init__(
+        self, source: ImageSource, indices: np.ndarray, *, split: Split, transform: Transform, seed: int = 0
+    ) -> None:
+        self.source, self.indices, self.split, self.transform, self.seed = source, indices, split, transform, seed
+        # A tensor, because it can be shared with worker processes that outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random crops, flips and binarisation the training images get."""
+        self._epoch.fill_(epoch)
+
+    def share_epoch(self) -> None:
+        """Let worker processes see later calls of :meth:`set_epoch`."""
+        self._epoch.share_memory_()
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The stable name of each image: a path relative to the data folder, or ``dataset/split/index``."""
+        return [self.source.key(int(i)) for i in self.indices]
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Class indices ``[N]`` int64, factor classes ``[N, F]`` float32, or None."""
+        return None if self.source.labels is None else self.source.labels[self.indices]
+
+    @cached_property
+    def factor_values(self) -> np.ndarray | None:
+        """Values of the generating factors ``[N, F]`` (dsprites), or None."""
+        return self.source.factor_values(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index %= len(self)
+        number = int(self.indices[index])
+        key = self.source.key(number)
+        item: dict[str, Any] = {"x": self._pixels(self.source.read(number), index, key), "key": key}
+        if self.source.labels is not None:
+            item["label"] = torch.as_tensor(self.source.labels[number])
+        return item
+
+    def _pixels(self, image: Image.Image, index: int, key: str) -> Tensor:
+        t = self.transform
+        training = self.split == "train"
+        random = None
+        if (training and (t.flip or t.random_crop)) or t.binarize == "stochastic":
+            epoch = int(self._epoch) if training else 0
+            random = np.random.default_rng([self.seed, SPLITS.index(self.split), epoch, index])
+        if random is not None and training and t.random_crop:
+            image = _random_crop(image, t.shape[1], random)
+        elif t.resize:
+            image = resize_and_crop(image, t.shape[1])
+        stored = num_channels(image)
+        array = to_unit_array(image, t.channels)
+        if array.shape != t.shape:
+            height, width = array.shape[1:]
+            raise ValueError(
+                f"{key} decodes to {stored} channels of {height} x {width} pixels; expected {t.shape[0]} channels of "
+                f"{t.shape[1]} x {t.shape[2]}, as its header or the first image said: repair or remove it, or set "
+                "data.image_size and data.channels"
+            )
+        if random is not None and training and t.flip and random.random() < 0.5:
+            array = array[:, :, ::-1]
+        if t.binarize == "threshold":
+            array = (array >= 0.5).astype(np.float32)
+        elif t.binarize == "stochastic" and random is not None:
+            array = (random.random(array.shape, dtype=np.float32) < array).astype(np.float32)
+        low, high = t.value_range
+        if (low, high) != (0.0, 1.0):
+            array = array * np.float32(high - low) + np.float32(low)
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def collate(items: list[dict[str, Any]]) -> Batch:
+    """Stack items of an :class:`ImageDataset` into a batch.
+
+    Args:
+        items: what the dataset returned, at least one.
+
+    Returns:
+        ``x [B, C, H, W]``, ``key`` as a list, and ``label [B]`` or ``[B, F]`` where the items have it.
+
+    Raises:
+        ValueError: when the images differ in shape.
+    """
+    shapes = {tuple(item["x"].shape) for item in items}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images of shapes {sorted(shapes)} cannot form a batch: set data.image_size and data.channels"
+        )
+    batch = Batch(x=torch.stack([item["x"] for item in items]), key=[item["key"] for item in items])
+    if all("label" in item for item in items):
+        batch["label"] = torch.stack([item["label"] for item in items])
+    return batch
+
+
+def _random_crop(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
+    from PIL import Image
+
+    short = min(image.size)
+    if short < side:
+        size = (max(side, round(image.width * side / short)), max(side, round(image.height * side / short)))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left = int(random.integers(image.width - side + 1))
+    top = int(random.integers(image.height - side + 1))
+    return image.crop((left, top, left + side, top + side))

@@ -1,0 +1,76 @@
+"""Data sets that need no download: scikit-learn's digits and photographs, and rendered dSprites."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from omnivae.data.dsprites import NUM_IMAGES
+from omnivae.data.sources import ArraySource, DspritesSource, Found, PhotoCropSource
+
+PHOTO_CROPS_PER_EPOCH = 1024
+DEFAULT_PHOTO_SIZE = 64
+_TRAINING_SHARE = 0.8
+
+
+def read_digits() -> Found:
+    """Return the 1,797 handwritten digits, 8 x 8 with 17 grey levels (Alpaydin and Kaynak, 1998), from scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    source = ArraySource(
+        "digits",
+        (digits.images / 16).astype(np.float32),
+        labels=digits.target.astype(np.int64),
+        classes=[str(i) for i in range(10)],
+        key_starts={"digits": 0},
+    )
+    return Found(source, {"train": np.arange(len(source))})
+
+
+def read_photos(crop_size: int) -> Found:
+    """Return crops of scikit-learn's two photographs, china and flower, 427 x 640 pixels each.
+
+    Training crops lie in the left 80 % of a photograph, a nominal epoch has 1,024 of them. Validation and test crops
+    are the cells of a grid over the right 20 %, alternately, and share no pixel with training or each other.
+
+    Args:
+        crop_size: side of a crop in pixels, at most 128.
+
+    Returns:
+        The source and all three splits.
+
+    Raises:
+        ValueError: when the right part of the photographs has no room for such crops.
+    """
+    from sklearn.datasets import load_sample_images
+
+    sample = load_sample_images()
+    photos = [np.asarray(image) for image in sample.images]
+    names = [str(name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in sample.filenames]
+    height, width = photos[0].shape[:2]
+    border = int(width * _TRAINING_SHARE)
+    if crop_size > width - border:
+        raise ValueError(f"photos offers crops of up to {width - border} pixels, got data.image_size={crop_size}")
+    moving = [(i % len(photos), 0, 0, border, height) for i in range(PHOTO_CROPS_PER_EPOCH)]
+    fixed = [
+        (photo, left, top, left + crop_size, top + crop_size)
+        for top in range(0, height - crop_size + 1, crop_size)
+        for left in range(border, width - crop_size + 1, crop_size)
+        for photo in range(len(photos))
+    ]
+    source = PhotoCropSource(
+        "photos", photos, names=names, boxes=np.array(moving + fixed), num_moving=PHOTO_CROPS_PER_EPOCH
+    )
+    # Pairs of the two photographs go to validation and test by turns.
+    held_out = np.arange(len(fixed))
+    is_val = held_out // len(photos) % 2 == 0
+    start = len(moving)
+    return Found(
+        source,
+        {"train": np.arange(start), "val": start + held_out[is_val], "test": start + held_out[~is_val]},
+    )
+
+
+def read_dsprites() -> Found:
+    """Return all combinations of dSprites' factors, rendered when they are read."""
+    return Found(DspritesSource(), {"train": np.arange(NUM_IMAGES)})

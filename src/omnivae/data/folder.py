@@ -1,0 +1,163 @@
+"""Reader of image folders: split folders and class folders are recognised, every header is checked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from omnivae.data.images import SUFFIXES, Header, read_header
+from omnivae.data.sources import FileSource, Found
+
+logger = logging.getLogger(__name__)
+
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PROGRESS_FROM = 2000
+
+
+def read_folder(path: Path) -> Found:
+    """List the image files of a folder and check the header of each.
+
+    Folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` are splits. Below them, or below the folder
+    itself, subfolders are classes if there are two or more and every image is in one. Hidden files are left out.
+
+    Args:
+        path: a folder, or one image file.
+
+    Returns:
+        The images, sorted by path, and the splits.
+
+    Raises:
+        ValueError: for an empty folder, one without images, or files that cannot be read.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"{path} is not an image file (expected {', '.join(SUFFIXES)}): give data.path such a file or a folder"
+            )
+        root, files = path.parent, [path.name]
+    else:
+        root, files = path, sorted(_walk(path))
+    paths = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
+    if not paths:
+        raise ValueError(_nothing_found(path, files))
+
+    members = _split_members(root, paths) if path.is_dir() else {"train": list(range(len(paths)))}
+    used = sorted(i for part in members.values() for i in part)
+    if len(used) < len(paths):
+        unused = next(paths[i] for i in range(len(paths)) if i not in set(used))
+        logger.warning(
+            "%s has split folders; %d images outside of them are not used, e.g. %s",
+            root,
+            len(paths) - len(used),
+            unused,
+        )
+    new_index = {old: new for new, old in enumerate(used)}
+    splits = {name: np.array([new_index[i] for i in part], dtype=np.int64) for name, part in members.items()}
+    paths = [paths[i] for i in used]
+
+    headers = _read_headers(root, paths)
+    labels, classes = _classes(paths, depth=1 if len(members) > 1 or _only_train(paths) else 0)
+    source = FileSource(
+        root,
+        paths,
+        sizes=np.array([(h.height, h.width) for h in headers]),
+        channels=np.array([h.channels for h in headers]),
+        bit_depth=max(h.bit_depth for h in headers),
+        labels=labels,
+        classes=classes,
+    )
+    source.name = path.name or str(path)
+    return Found(source, splits)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Yield all visible files, relative to ``root``, with forward slashes; linked folders are entered once."""
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = Path(folder).relative_to(root)
+        yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
+
+
+def _nothing_found(path: Path, files: list[str]) -> str:
+    looked_for = f"looked for {', '.join(SUFFIXES)} in it and its subfolders"
+    if not files:
+        return f"the folder {path} is empty: {looked_for}; put images there or correct data.path"
+    kinds = Counter(Path(file).suffix.lower() or "no suffix" for file in files).most_common(5)
+    found = ", ".join(f"{count} {suffix}" for suffix, count in kinds)
+    return f"no image in {path}: {looked_for}; found {len(files)} other files ({found}): correct data.path"
+
+
+def _only_train(paths: list[str]) -> bool:
+    return all(path.startswith("train/") for path in paths)
+
+
+def _split_members(root: Path, paths: list[str]) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = {}
+    folders: dict[str, str] = {}
+    for i, path in enumerate(paths):
+        first, _, rest = path.partition("/")
+        if not rest or first not in _SPLIT_FOLDERS:
+            continue
+        split = _SPLIT_FOLDERS[first]
+        if folders.setdefault(split, first) != first:
+            raise ValueError(
+                f"{root} has both {folders[split]}/ and {first}/ as validation split: rename or remove one"
+            )
+        members.setdefault(split, []).append(i)
+    # A folder "train" among others may be a class of vehicles; it is a split beside another split, or when alone.
+    if "train" in members and (len(members) > 1 or len(members["train"]) == len(paths)):
+        return members
+    return {"train": list(range(len(paths)))}
+
+
+def _classes(paths: list[str], depth: int) -> tuple[np.ndarray | None, list[str] | None]:
+    parts = [path.split("/") for path in paths]
+    if not all(len(part) > depth + 1 for part in parts):
+        return None, None
+    classes = sorted({part[depth] for part in parts})
+    if len(classes) < 2:
+        return None, None
+    number = {name: i for i, name in enumerate(classes)}
+    return np.array([number[part[depth]] for part in parts], dtype=np.int64), classes
+
+
+def _read_headers(root: Path, paths: list[str]) -> list[Header]:
+    def read(path: str) -> Header | str:
+        try:
+            return read_header(root / path, str(root / path))
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(max_workers=min(8, 2 * (os.cpu_count() or 1))) as pool:
+        results = list(_progress(pool.map(read, paths), len(paths)))
+    errors = [result for result in results if isinstance(result, str)]
+    if errors:
+        shown = "; ".join(errors[:3]) + ("; ..." if len(errors) > 3 else "")
+        raise ValueError(f"{len(errors)} of {len(paths)} files are not usable: {shown}")
+    headers = [result for result in results if isinstance(result, Header)]
+    reduced = sum(header.reduced for header in headers)
+    if reduced:
+        logger.warning("%d images have 16-bit colour, which is read with 8 bits (16-bit grey is read in full)", reduced)
+    return headers
+
+
+def _progress(results: Iterable[Header | str], total: int) -> Iterable[Header | str]:
+    if total <= _PROGRESS_FROM or not sys.stderr.isatty():
+        return results
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(results, total=total, description="Checking image files", console=Console(stderr=True), transient=True)

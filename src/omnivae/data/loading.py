@@ -1,0 +1,234 @@
+"""From a configuration to three datasets: find the reader, check the images against each other, split them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from omnivae.component import suggestion
+from omnivae.data.archives import is_cifar10, is_mnist, read_cifar10, read_mnist
+from omnivae.data.config import EMBEDDED, DataConfig, check_value_range
+from omnivae.data.datasets import SPLITS, ImageDataset, Split, Transform
+from omnivae.data.dsprites import NUM_IMAGES
+from omnivae.data.embedded import DEFAULT_PHOTO_SIZE, read_digits, read_dsprites, read_photos
+from omnivae.data.folder import read_folder
+from omnivae.data.sources import Found, ImageSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What the data is before anything is done to it.
+
+    Attributes:
+        counts: number of images in each split.
+        min_size: smallest height and smallest width in pixels.
+        median_size: median height and width.
+        max_size: largest height and largest width.
+        channels: number of images with each channel count.
+        bit_depth: bits of a stored sample (the largest among the images).
+    """
+
+    counts: dict[str, int]
+    min_size: tuple[int, int]
+    median_size: tuple[int, int]
+    max_size: tuple[int, int]
+    channels: dict[int, int]
+    bit_depth: int
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The three splits of a data set, and what they have in common.
+
+    Attributes:
+        train: training images.
+        val: validation images.
+        test: test images.
+        name: name of the data set.
+        channels: channels of an image tensor.
+        image_size: height and width of an image tensor.
+        value_range: what black and white are.
+        classes: names of the classes, or None.
+        native: what the data is before anything is done to it.
+    """
+
+    train: ImageDataset
+    val: ImageDataset
+    test: ImageDataset
+    name: str
+    channels: int
+    image_size: tuple[int, int]
+    value_range: tuple[float, float]
+    classes: list[str] | None
+    native: DataSummary
+
+
+def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1.0), seed: int = 0) -> DataSplits:
+    """Read a data set and split it into training, validation and test images.
+
+    Splits that the data defines are used: folders train/val/test, the official test images of MNIST and CIFAR-10. A
+    missing one is carved from the training images by the SHA-256 rank of each image's name, so that it does not depend
+    on the machine, nor, to within a rank, on other images coming and going.
+
+    Args:
+        config: what to read.
+        value_range: what black and white become, unless ``config.value_range`` says so.
+        seed: seed of augmentation and of stochastic binarisation.
+
+    Returns:
+        The three datasets, in a fixed mixed order.
+
+    Raises:
+        FileNotFoundError: when ``config.path`` does not exist.
+        ValueError: when it holds no images, damaged ones, or ones that differ in size or channels without a setting
+            that unites them.
+
+    Example:
+        >>> splits = load_data(DataConfig("digits"))
+        >>> len(splits.train), len(splits.val), splits.image_size, splits.train[0]["x"].shape
+        (1437, 180, (8, 8), torch.Size([1, 8, 8]))
+    """
+    value_range = check_value_range(config.value_range or value_range)
+    found = _find(config)
+    source = found.source
+    channels = _common_channels(source, config.channels)
+    photos = source.name == "photos" and config.path == "photos"
+    side = config.image_size or (DEFAULT_PHOTO_SIZE if photos else None)
+    size = (side, side) if side is not None else _common_size(source)
+
+    indices = _split(found, config)
+    datasets: dict[str, ImageDataset] = {}
+    for split in SPLITS:
+        transform = Transform(
+            shape=(channels, *size),
+            resize=side is not None,
+            channels=config.channels,
+            value_range=value_range,
+            binarize=config.binarize,
+            flip=config.flip,
+            random_crop=config.random_crop or photos,
+        )
+        datasets[split] = ImageDataset(source, indices[split], split=split, transform=transform, seed=seed)
+    return DataSplits(
+        train=datasets["train"],
+        val=datasets["val"],
+        test=datasets["test"],
+        name=source.name,
+        channels=channels,
+        image_size=size,
+        value_range=value_range,
+        classes=source.classes,
+        native=_summarise(source, {split: len(datasets[split]) for split in SPLITS}),
+    )
+
+
+def _find(config: DataConfig) -> Found:
+    if (config.format == "auto" and config.path in EMBEDDED) or config.format in EMBEDDED:
+        if config.path == "photos":
+            return read_photos(config.image_size or DEFAULT_PHOTO_SIZE)
+        return read_digits() if config.path == "digits" else read_dsprites()
+    path = Path(config.path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no such file or folder: {path}{suggestion(config.path, EMBEDDED)}; give data.path a folder of images, an "
+            f"image file, or the name of an embedded data set: {', '.join(EMBEDDED)}"
+        )
+    if config.format == "mnist" or (config.format == "auto" and path.is_dir() and is_mnist(path)):
+        return read_mnist(path)
+    if config.format == "cifar10" or (config.format == "auto" and path.is_dir() and is_cifar10(path)):
+        return read_cifar10(path)
+    return read_folder(path)
+
+
+def _common_channels(source: ImageSource, channels: int | None) -> int:
+    if channels is not None:
+        return channels
+    counts = Counter(source.channels.tolist()).most_common()
+    if len(counts) > 1:
+        said = ", ".join(f"{n} {'images have' if i == 0 else 'have'} {c}" for i, (c, n) in enumerate(counts))
+        raise ValueError(
+            f"{said.replace(f'have {counts[0][0]}', f'have {counts[0][0]} channels', 1)}: set data.channels to 1 or 3"
+        )
+    return counts[0][0]
+
+
+def _common_size(source: ImageSource) -> tuple[int, int]:
+    sizes = np.unique(source.sizes, axis=0)
+    if len(sizes) > 1:
+        low, high = source.sizes.min(axis=0), source.sizes.max(axis=0)
+        raise ValueError(
+            f"the images have {len(sizes)} different sizes, {low[0]} to {high[0]} pixels high and {low[1]} to "
+            f"{high[1]} wide: set data.image_size to the side of the square to use, e.g. {_suggested_side(low)}"
+        )
+    return int(sizes[0][0]), int(sizes[0][1])
+
+
+def _suggested_side(smallest: np.ndarray) -> int:
+    """Return the largest power of two up to the smallest side, at most 256."""
+    return min(256, 1 << (int(smallest.min()).bit_length() - 1))
+
+
+def _split(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
+    """Return the images of each split in hash order, limited."""
+    if len(found.source) == NUM_IMAGES and found.source.name == "dsprites":
+        # Hashing three quarters of a million names would take longer than many a training.
+        order = {"train": np.random.default_rng(config.split_seed).permutation(NUM_IMAGES)}
+    elif config.path == "photos" and found.source.name == "photos":
+        order = dict(found.splits)
+    else:
+        order = {name: _by_hash(found.source, part, config.split_seed) for name, part in found.splits.items()}
+    train = order["train"]
+    parts = {name: order[name] for name in SPLITS if name in order}
+    carved = {
+        name: fraction
+        for name, fraction in (("val", config.val_fraction), ("test", config.test_fraction))
+        if name not in parts
+    }
+    if carved and len(train) <= 2:
+        logger.warning(
+            "%d training image%s cannot be split: %s use the same",
+            len(train),
+            "s"[: len(train) > 1],
+            " and ".join(carved),
+        )
+        parts |= dict.fromkeys(carved, train)  # type: ignore[misc]
+    elif carved:
+        counts = {name: max(1, round(len(train) * fraction)) for name, fraction in carved.items()}
+        while sum(counts.values()) >= len(train):
+            counts[max(counts, key=lambda name: counts[name])] -= 1
+        start = 0
+        for name, count in counts.items():
+            parts[name] = train[start : start + count]  # type: ignore[index]
+            start += count
+        parts["train"] = train[start:]
+    return {name: parts[name][: config.limit] for name in SPLITS}
+
+
+def _by_hash(source: ImageSource, indices: np.ndarray, seed: int) -> np.ndarray:
+    digests = [hashlib.sha256(f"{seed}:{source.key(int(i))}".encode()).digest() for i in indices]
+    return indices[sorted(range(len(indices)), key=digests.__getitem__)]
+
+
+def _summarise(source: ImageSource, counts: dict[str, int]) -> DataSummary:
+    sizes, channels = source.sizes, Counter(source.channels.tolist())
+    if len(source.channels) == 1:
+        channels = Counter({int(source.channels[0]): len(source)})
+
+    def pair(values: np.ndarray) -> tuple[int, int]:
+        return int(values[0]), int(values[1])
+
+    return DataSummary(
+        counts=counts,
+        min_size=pair(sizes.min(axis=0)),
+        median_size=pair(np.median(sizes, axis=0)),
+        max_size=pair(sizes.max(axis=0)),
+        channels=dict(channels),
+        bit_depth=source.bit_depth,
+    )

@@ -1,0 +1,243 @@
+"""Sources: numbered, named, still undecoded images; readers make them, datasets decode and transform them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omnivae.data.dsprites import IMAGE_SIZE, NUM_IMAGES, factor_values, index_to_factors, render_dsprites
+from omnivae.data.images import read_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class ImageSource:
+    """Base of the sources: images by number, with stable names.
+
+    Attributes:
+        name: name of the data set.
+        sizes: height and width, ``[N, 2]``, or ``[1, 2]`` where all are equal.
+        channels: stored channels, ``[N]``, or ``[1]`` where all are equal.
+        bit_depth: bits of a stored sample.
+        labels: class indices ``[N]`` int64, or None.
+        classes: names of the classes, or None.
+    """
+
+    name: str
+    sizes: np.ndarray
+    channels: np.ndarray
+    bit_depth: int = 8
+    labels: np.ndarray | None = None
+    classes: list[str] | None = None
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} does not define a length")
+
+    def key(self, index: int) -> str:
+        """Return the stable name of an image."""
+        raise TypeError(f"{type(self).__name__} does not name its images")
+
+    def read(self, index: int) -> Image.Image:
+        """Return an image, decoded, in mode L, LA, RGB, RGBA or F (values in [0, 1])."""
+        raise TypeError(f"{type(self).__name__} does not read images")
+
+    def factor_values(self, index: np.ndarray) -> np.ndarray | None:
+        """Return the values of the generating factors ``[N, F]``, or None where there are none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reader found: a source, and the splits that the data itself defines.
+
+    Attributes:
+        source: all images.
+        splits: indices by split; "train" is always there, a missing "val" or "test" is carved from it.
+    """
+
+    source: ImageSource
+    splits: dict[str, np.ndarray]
+
+
+class FileSource(ImageSource):
+    """Image files below a folder.
+
+    Args:
+        root: the folder.
+        paths: files relative to it, with forward slashes.
+        sizes: height and width, ``[N, 2]``.
+        channels: ``[N]``.
+        bit_depth: bits of a stored sample.
+        labels: class indices ``[N]``, or None.
+        classes: names of the classes, or None.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: list[str],
+        *,
+        sizes: np.ndarray,
+        channels: np.ndarray,
+        bit_depth: int,
+        labels: np.ndarray | None,
+        classes: list[str] | None,
+    ) -> None:
+        self.name = root.name
+        self.root, self.paths = root, paths
+        self.sizes, self.channels, self.bit_depth = sizes, channels, bit_depth
+        self.labels, self.classes = labels, classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def key(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index: int) -> Image.Image:
+        path = self.root / self.paths[index]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} was there when the data was listed and is gone: run again")
+        return read_image(path, str(path))
+
+
+class ArraySource(ImageSource):
+    """Grey images in memory.
+
+    Args:
+        name: name of the data set.
+        images: ``[N, H, W]``, uint8, or float32 in [0, 1].
+        labels: class indices ``[N]``.
+        classes: names of the classes.
+        key_starts: prefix of the keys and the number of the first image that has it, in ascending order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        *,
+        labels: np.ndarray,
+        classes: list[str],
+        key_starts: dict[str, int],
+    ) -> None:
+        self.name, self.images, self.labels, self.classes = name, images, labels, classes
+        self.sizes, self.channels = np.array([images.shape[1:]]), np.array([1])
+        self._key_starts = key_starts
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def key(self, index: int) -> str:
+        return _numbered_key(self._key_starts, index)
+
+    def read(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        return Image.fromarray(self.images[index])
+
+
+class EncodedSource(ImageSource):
+    """Encoded image files in memory, as Parquet tables hold them.
+
+    Args:
+        name: name of the data set.
+        files: an Arrow array of binary, or a list of bytes.
+        size: height and width, which all images share.
+        channels: stored channels, which all images share.
+        labels: class indices ``[N]``.
+        classes: names of the classes.
+        key_starts: prefix of the keys and the number of the first image that has it, in ascending order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Any,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        labels: np.ndarray,
+        classes: list[str],
+        key_starts: dict[str, int],
+    ) -> None:
+        self.name, self.files, self.labels, self.classes = name, files, labels, classes
+        self.sizes, self.channels = np.array([size]), np.array([channels])
+        self._key_starts = key_starts
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def key(self, index: int) -> str:
+        return _numbered_key(self._key_starts, index)
+
+    def read(self, index: int) -> Image.Image:
+        return read_image(io.BytesIO(self.files[index].as_py()), self.key(index))
+
+
+class PhotoCropSource(ImageSource):
+    """Photographs to be cropped at random for training, and fixed crops of other parts of them.
+
+    Args:
+        name: name of the data set.
+        photos: RGB images ``[H, W, 3]``, uint8.
+        names: their names.
+        boxes: photo, left, top, right and bottom of each image, ``[N, 5]``.
+        num_moving: how many images, from the first on, are larger than the crop that training takes from them.
+    """
+
+    def __init__(
+        self, name: str, photos: list[np.ndarray], *, names: list[str], boxes: np.ndarray, num_moving: int
+    ) -> None:
+        self.name, self.photos, self.names, self.boxes, self.num_moving = name, photos, names, boxes, num_moving
+        self.sizes, self.channels = np.array([photo.shape[:2] for photo in photos]), np.array([3])
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def key(self, index: int) -> str:
+        photo, left, top, *_ = self.boxes[index]
+        if index < self.num_moving:
+            return f"{self.name}/train/{index:05d}-{self.names[photo]}"
+        return f"{self.name}/{self.names[photo]}/x{left}-y{top}"
+
+    def read(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        photo, left, top, right, bottom = self.boxes[index]
+        return Image.fromarray(self.photos[photo][top:bottom, left:right])
+
+
+class DspritesSource(ImageSource):
+    """All 737,280 sprites in the original's order, rendered when read; labels are the five factor classes."""
+
+    name = "dsprites"
+    sizes = np.array([[IMAGE_SIZE, IMAGE_SIZE]])
+    channels = np.array([1])
+
+    def __init__(self) -> None:
+        self.labels = index_to_factors(np.arange(NUM_IMAGES)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return NUM_IMAGES
+
+    def key(self, index: int) -> str:
+        return f"dsprites/{index:06d}"
+
+    def read(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        return Image.fromarray(render_dsprites(index_to_factors(np.array([index])))[0] * np.uint8(255))
+
+    def factor_values(self, index: np.ndarray) -> np.ndarray | None:
+        return factor_values(index_to_factors(index))
+
+
+def _numbered_key(starts: dict[str, int], index: int) -> str:
+    prefix, start = [(p, s) for p, s in starts.items() if s <= index][-1]
+    return f"{prefix}/{index - start:05d}"
