@@ -1,0 +1,241 @@
+"""What the metrics look at: the model's view of one batch, and running statistics of its latents.
+
+Randomness belongs to the image, not to the batch: each image's posterior samples come from a generator seeded with the
+run's seed and the SHA-256 of the image's key, so batch size and order change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence as torch_kl_divergence
+
+from omnivae.distributions import DiagonalGaussian, kl_elements
+
+#: Pixel values decoded at once while log-weights are computed; bounds the memory of the K samples.
+DECODE_BUDGET = 2**20
+
+
+class Inference:
+    """A model's posterior, reconstruction and log-weights for one batch of images, each computed when asked for.
+
+    Args:
+        model: a VAE in evaluation mode.
+        x: images in the model's value range, ``[B, C, *S]``.
+        keys: a stable name for each image.
+        cond: condition, ``[B, E]``.
+        target: what the reconstruction is compared with; ``x`` by default.
+        num_samples_elbo: posterior samples K for the ELBO.
+        num_samples_nll: posterior samples K for the importance-weighted bound.
+        seed: seed of the posterior noise.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        x: Tensor,
+        keys: Sequence[str],
+        *,
+        cond: Tensor | None = None,
+        target: Tensor | None = None,
+        num_samples_elbo: int = 10,
+        num_samples_nll: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.x = x
+        self.keys = list(keys)
+        self.cond = cond
+        self.target = x if target is None else target
+        self.num_samples_elbo = num_samples_elbo
+        self.num_samples_nll = num_samples_nll
+        self.seed = seed
+
+    @cached_property
+    def posterior(self) -> Any:
+        """q(z|x) of the batch."""
+        return self.model.encode(self.x, self.cond)
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        """The decoded posterior mode, clamped to the value range as a stored image would be, ``[B, C, *S]``."""
+        return self.model.decode(self.posterior, self.cond).clamp(*self.model.value_range)
+
+    @cached_property
+    def prior(self) -> Any:
+        """p(z) of the batch."""
+        return self.model.prior(self.posterior.shape, self.model.encode, self.cond)
+
+    @cached_property
+    def kl_elements(self) -> Tensor | None:
+        """KL of each latent element in nats ``[B, C, *S]``, or ``None`` where it does not split into elements."""
+        if not isinstance(self.posterior, DiagonalGaussian):
+            return None
+        return kl_elements(self.posterior, self.prior)
+
+    @cached_property
+    def elbo_terms(self) -> tuple[Tensor, Tensor]:
+        """E_q[log p(x|z)] over ``num_samples_elbo`` samples, and KL(q || p), both in nats ``[B]`` float64.
+
+        The KL is in closed form where there is one and the average over the same samples where there is none.
+        """
+        log_likelihood, log_ratio = self._log_terms(self.num_samples_elbo)
+        closed = _closed_form_kl(self.posterior, self.prior) if isinstance(self.posterior, DiagonalGaussian) else None
+        kl = -log_ratio.mean(0) if closed is None else closed.double().cpu()
+        return log_likelihood.mean(0), kl
+
+    @cached_property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z|x) in nats for ``num_samples_nll`` samples, ``[K, B]`` float64."""
+        log_likelihood, log_ratio = self._log_terms(self.num_samples_nll)
+        return log_likelihood + log_ratio
+
+    # -- inside
+
+    def _log_terms(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) and log p(z) - log q(z|x), each ``[K, B]`` float64 on the CPU."""
+        if isinstance(self.posterior, DiagonalGaussian):
+            return self._gaussian_terms(num_samples)
+        return self._general_terms(num_samples)
+
+    def _gaussian_terms(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        q = self.posterior
+        # Samples a draw: a function of the image's own size only, so that the noise does not depend on the batch.
+        per_draw = min(num_samples, max(1, DECODE_BUDGET // max(self.x[0].numel(), q.mean[0].numel())))
+        images = max(1, DECODE_BUDGET // (per_draw * max(self.x[0].numel(), q.mean[0].numel())))
+        likelihoods, ratios = [], []
+        for start in range(0, len(self.x), images):
+            part = slice(start, start + images)
+            mean, stddev, logvar = q.mean[part], q.stddev[part], q.logvar[part]
+            cond = None if self.cond is None else self.cond[part]
+            prior = self.model.prior(mean.shape, self.model.encode, cond)
+            generators = [generator_of(key, self.seed) for key in self.keys[part]]
+            part_likelihoods, part_ratios = [], []
+            for done in range(0, num_samples, per_draw):
+                k = min(per_draw, num_samples - done)
+                draws = [torch.randn((k, *mean.shape[1:]), dtype=mean.dtype, generator=g) for g in generators]
+                eps = torch.stack(draws, dim=1).to(mean.device)
+                z = mean + stddev * eps
+                log_q = -0.5 * (eps.square() + logvar + math.log(2 * math.pi))
+                log_x = self.model.likelihood(z, cond, size=q.input_size).log_prob(self.target[part])
+                part_likelihoods.append(log_x.double().cpu())
+                part_ratios.append((prior.log_prob(z).double() - log_q.double().flatten(2).sum(-1)).cpu())
+            likelihoods.append(torch.cat(part_likelihoods))
+            ratios.append(torch.cat(part_ratios))
+        return torch.cat(likelihoods, dim=1), torch.cat(ratios, dim=1)
+
+    def _general_terms(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Any posterior with a density, one image at a time: its own ``rsample`` under the image's seed."""
+        per_draw = min(num_samples, max(1, DECODE_BUDGET // self.x[0].numel()))
+        likelihoods, ratios = [], []
+        for index, key in enumerate(self.keys):
+            part = slice(index, index + 1)
+            cond = None if self.cond is None else self.cond[part]
+            part_likelihoods, part_ratios = [], []
+            with _seeded(key, self.seed, self.x.device):
+                for done in range(0, num_samples, per_draw):
+                    k = min(per_draw, num_samples - done)
+                    output = self.model(self.x[part], cond, num_samples=k, sample=True)
+                    ratio = torch.zeros(k, 1, dtype=torch.float64)
+                    for latent in output.latents:
+                        if latent.prior is None or latent.log_q is None:
+                            raise ValueError(
+                                "the posterior of this model has no density, so elbo, nll, kl and bits_per_dim are not "
+                                "defined; choose from psnr, ssim, ms_ssim, mse, l1"
+                            )
+                        ratio = ratio + (latent.prior.log_prob(latent.z).double() - latent.log_q.double()).cpu()
+                    part_likelihoods.append(output.likelihood.log_prob(self.target[part]).double().cpu())
+                    part_ratios.append(ratio)
+            likelihoods.append(torch.cat(part_likelihoods))
+            ratios.append(torch.cat(part_ratios))
+        return torch.cat(likelihoods, dim=1), torch.cat(ratios, dim=1)
+
+
+class LatentStatistics:
+    """Running moments of the posterior means over a dataset, and of the KL of each latent dimension.
+
+    A dimension is an element of a vector latent, or a channel of a spatial one.
+    """
+
+    def __init__(self) -> None:
+        self._moments: dict[tuple[int, ...], tuple[int, Tensor, Tensor]] = {}
+        self._kl: dict[str, Tensor] = {}
+
+    def update(self, inference: Inference) -> None:
+        """Take in one batch.
+
+        Args:
+            inference: the batch; posteriors that are not Gaussian leave no trace.
+        """
+        q = inference.posterior
+        if not isinstance(q, DiagonalGaussian):
+            return
+        for mean in q.mean.double().cpu():
+            count, centre, squares = self._moments.get(
+                tuple(mean.shape), (0, torch.zeros_like(mean), torch.zeros_like(mean))
+            )
+            # Welford's update: no cancellation where the mean is far from zero.
+            count += 1
+            delta = mean - centre
+            centre = centre + delta / count
+            self._moments[tuple(mean.shape)] = (count, centre, squares + delta * (mean - centre))
+        if inference.kl_elements is not None:
+            kl = inference.kl_elements.double().unsqueeze(-1).flatten(2).sum(-1)
+            self._kl.update(zip(inference.keys, kl.cpu(), strict=True))
+
+    def variance(self) -> Tensor:
+        """Return Var_x(E_q[z]) of each dimension, ``[D]`` float64; empty where no posterior was Gaussian.
+
+        For a spatial latent: the variance over images at each position, averaged over the positions; images of
+        other sizes form groups of their own, which count by their number of images.
+        """
+        if not self._moments:
+            return torch.zeros(0, dtype=torch.float64)
+        groups = [(n, squares / n) for n, _, squares in self._moments.values()]
+        total = sum(n for n, _ in groups)
+        return torch.stack([n / total * v.reshape(len(v), -1).mean(1) for n, v in groups]).sum(0)
+
+    def kl_per_dimension(self) -> list[float]:
+        """Return each dimension's KL in nats, averaged over images; a channel is summed over its positions."""
+        if not self._kl:
+            return []
+        return torch.stack([self._kl[key] for key in sorted(self._kl)]).mean(0).tolist()
+
+
+def generator_of(key: str, seed: int) -> torch.Generator:
+    """Return the generator of one image's posterior noise.
+
+    Args:
+        key: the image's stable name.
+        seed: the run's seed.
+
+    Returns:
+        A CPU generator, so that a GPU sees the same noise.
+    """
+    return torch.Generator().manual_seed(_seed(key, seed))
+
+
+def _seed(key: str, seed: int) -> int:
+    digest = hashlib.sha256(hashlib.sha256(key.encode()).digest() + str(int(seed)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def _seeded(key: str, seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_seed(key, seed))
+        yield
+
+
+def _closed_form_kl(q: DiagonalGaussian, p: Any) -> Tensor | None:
+    try:
+        return torch_kl_divergence(q.distribution(), p)
+    except NotImplementedError:
+        return None
