@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from linear_model import LATENTS, PIXELS, ListDataset, log_evidence
 from torch.distributions import Distribution, Independent, MixtureSameFamily, Normal
 
-from conftest import LATENTS, PIXELS, ListDataset, log_evidence
 from omnivae.metrics import evaluate
 from omnivae.metrics.inference import Inference, LatentStatistics
 from omnivae.priors import Prior

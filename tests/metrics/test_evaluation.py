@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
+from linear_model import ListDataset
 
-from conftest import ListDataset
 from omnivae.metrics import METRICS, Evaluation, MetricResult, bootstrap_interval, evaluate
 from omnivae.metrics.registry import metric
 
