@@ -1,17 +1,28 @@
-"""Convolutional VAEs: the plain stack, beta-VAE and the KL autoencoder of latent diffusion."""
+"""Convolutional VAEs (the plain stack, beta-VAE, the KL autoencoder of latent diffusion) and the Swin baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from omnivae.component import suggestion
 from omnivae.likelihoods import Likelihood
 from omnivae.models import VAE
 from omnivae.networks.conv import ConvDecoder, ConvEncoder, ConvNorm
 from omnivae.networks.kl import KLDecoder, KLEncoder
+from omnivae.networks.swin import SwinDecoder, SwinEncoder
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes.common import image_shape, likelihood_and_range
+
+#: variant -> (depths, dims) on each side, f16; sizes within 3 % of TransVAE's.
+SWIN_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "tiny": ((2, 2, 6), (128, 256, 512)),
+    "base": ((2, 2, 22), (128, 256, 512)),
+    "large": ((2, 4, 20), (256, 512, 1024)),
+    "huge": ((2, 2, 22), (384, 768, 1536)),
+    "giant": ((2, 2, 22), (512, 1024, 2048)),
+}
 
 
 def conv_vae(
@@ -30,7 +41,8 @@ def conv_vae(
 
     Args:
         in_channels: image channels.
-        image_size: edge length or size of the canvas that a vector latent describes; a spatial latent takes any size.
+        image_size: edge length or size of the canvas that a vector latent describes. A spatial latent takes any size;
+            this is the one that :meth:`VAE.sample` draws unless told.
         latent_dim: channels of z.
         channels: output channels of each encoder stage; the decoder mirrors them.
         dim: number of spatial axes, 1 to 3.
@@ -53,20 +65,17 @@ def conv_vae(
         raise ValueError(f"got latent={latent!r}; expected 'vector' or 'spatial'")
     if latent == "vector" and image_size is None:
         raise ValueError("got image_size=None with a vector latent; give the size, or set latent='spatial'")
-    size = image_shape(image_size, dim) if latent == "vector" and image_size is not None else None
+    size = None if image_size is None else image_shape(image_size, dim)
+    canvas = size if latent == "vector" else None
     head, value_range = likelihood_and_range(likelihood, value_range)
-    encoder = ConvEncoder(in_channels, channels, dim, norm=norm, image_size=size)
-    return VAE(
-        encoder,
-        GaussianPosterior(encoder.out_channels, latent_dim, dim if size is None else 0),
-        ConvDecoder(
-            latent_dim, head.num_parameters(in_channels), tuple(channels)[::-1], dim=dim, norm=norm, image_size=size
-        ),
-        head,
-        StandardNormal(),
-        value_range=value_range,
-        image_size=size,
-    )
+    encoder = ConvEncoder(in_channels, channels, dim, norm=norm, image_size=canvas)
+    posterior = GaussianPosterior(encoder.out_channels, latent_dim, dim if canvas is None else 0)
+    num_parameters = head.num_parameters(in_channels)
+    decoder = ConvDecoder(latent_dim, num_parameters, tuple(channels)[::-1], dim=dim, norm=norm, image_size=canvas)
+    model = VAE(encoder, posterior, decoder, head, StandardNormal(), value_range=value_range, image_size=canvas)
+    if size is not None and canvas is None:
+        model.statistics = {"image_size": list(size)}
+    return model
 
 
 def beta_vae(
@@ -154,4 +163,57 @@ def kl_autoencoder(
     posterior = GaussianPosterior(2 * latent_dim, latent_dim, dim)
     model = VAE(encoder, posterior, decoder, head, StandardNormal(), value_range=value_range)
     model.statistics = {"image_size": list(image_shape(input_resolution, dim))}
+    return model
+
+
+def swin_vae(
+    variant: str = "tiny",
+    *,
+    in_channels: int = 3,
+    latent_dim: int = 32,
+    depths: Sequence[int] | None = None,
+    dims: Sequence[int] | None = None,
+    window_size: int = 8,
+    head_dim: int = 32,
+    patch_size: int = 4,
+    input_resolution: int | Sequence[int] = 256,
+    likelihood: str | Likelihood = "laplace_fixed",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return the shifted-window baseline of TransVAE's size, f16 (Liu et al., Swin Transformer, 2021).
+
+    Args:
+        variant: "tiny", "base", "large", "huge" or "giant".
+        in_channels: image channels.
+        latent_dim: channels of z.
+        depths: blocks of each encoder stage, instead of the variant's; the decoder mirrors them.
+        dims: width of each encoder stage, instead of the variant's.
+        window_size: edge of an attention window in positions; 8 divides every grid of a 256x256 image.
+        head_dim: channels of an attention head.
+        patch_size: edge of a patch in pixels.
+        input_resolution: size that :meth:`VAE.sample` draws unless told; the model runs at any size.
+        likelihood: name or object; Laplace with scale 1 by default.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for an unknown variant; lists the known ones.
+
+    Example:
+        >>> swin_vae(depths=(1, 1), dims=(32, 64)).encoder.stride
+        8
+    """
+    if variant not in SWIN_VARIANTS:
+        known = ", ".join(SWIN_VARIANTS)
+        raise ValueError(f"unknown variant {variant!r}{suggestion(variant, SWIN_VARIANTS)}; expected one of {known}")
+    depths, dims = tuple(depths or SWIN_VARIANTS[variant][0]), tuple(dims or SWIN_VARIANTS[variant][1])
+    head, value_range = likelihood_and_range(likelihood, value_range)
+    shared: dict[str, Any] = {"window_size": window_size, "head_dim": head_dim, "patch_size": patch_size}
+    encoder = SwinEncoder(in_channels, dims, depths, **shared)
+    decoder = SwinDecoder(latent_dim, head.num_parameters(in_channels), dims[::-1], depths[::-1], **shared)
+    posterior = GaussianPosterior(dims[-1], latent_dim)
+    model = VAE(encoder, posterior, decoder, head, StandardNormal(), value_range=value_range)
+    model.statistics = {"image_size": list(image_shape(input_resolution, 2))}
     return model
