@@ -8,22 +8,24 @@ everything" losses of other code bases are spelt here. The weight, a number or a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omnivae.component import Component, registered
+from omnivae.component import Component, from_config, registered
 from omnivae.losses.schedules import Schedule, value_at
 from omnivae.types import Batch, VAEOutput
 
-Weight = float | Schedule
+Weight = float | Schedule | dict[str, Any]
 
 
 class Loss(nn.Module, Component):
     """Base of the losses.
 
     Args:
-        weight: factor in the total, a number or a schedule.
+        weight: factor in the total: a number, a schedule, or a schedule's configuration
+            (``{"component": "LinearSchedule", "length": 1000}``).
         per_element: divide by the number of elements of the event (pixels, or latent elements for a KL).
 
     Attributes:
@@ -42,9 +44,7 @@ class Loss(nn.Module, Component):
 
     def __init__(self, weight: Weight = 1.0, per_element: bool = False) -> None:
         super().__init__()
-        if not isinstance(weight, Schedule) and not math.isfinite(weight):
-            raise ValueError(f"got weight={weight}; expected a finite number or a schedule")
-        self.weight = weight
+        self.weight = as_schedule("weight", weight)
         self.per_element = per_element
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
@@ -75,6 +75,29 @@ class Loss(nn.Module, Component):
         """
         mean = per_sample.mean()
         return mean / event_size if self.per_element else mean
+
+
+def as_schedule(name: str, value: Weight) -> float | Schedule:
+    """Return a number or the schedule that a configuration describes.
+
+    Args:
+        name: what the value is for, for the message.
+        value: number, schedule, or a schedule's configuration.
+
+    Returns:
+        A finite number or a schedule.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    built = from_config(value) if isinstance(value, dict) else value
+    if isinstance(built, Schedule):
+        return built
+    if isinstance(built, (int, float)) and math.isfinite(built):
+        return float(built)
+    raise ValueError(
+        f"got {name}={value!r}; expected a finite number or a schedule such as {{component: LinearSchedule, length: 1000}}"
+    )
 
 
 def target_of(batch: Batch) -> Tensor:

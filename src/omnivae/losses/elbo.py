@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from omnivae.distributions import kl_divergence, kl_elements
-from omnivae.losses.base import Loss, Weight, event_size, target_of
+from omnivae.losses.base import Loss, Weight, as_schedule, event_size, target_of
 from omnivae.losses.schedules import value_at
 from omnivae.types import Batch, VAEOutput
 
@@ -63,7 +63,7 @@ class KL(Loss):
         if free_bits and capacity is not None:
             raise ValueError("got both free_bits and capacity; expected at most one of them")
         self.free_bits = free_bits
-        self.capacity = capacity
+        self.capacity = None if capacity is None else as_schedule("capacity", capacity)
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
         total = torch.zeros((), device=batch["x"].device)

@@ -51,15 +51,17 @@ class MSSSIM(Loss):
 
     Args:
         weight: factor in the total.
-        value_range: lowest and highest pixel value.
+        value_range: lowest and highest pixel value; the trainer fills in the model's where it is ``None``.
     """
 
     name = "ms_ssim"
 
-    def __init__(self, weight: Weight = 1.0, value_range: Sequence[float] = (-1.0, 1.0)) -> None:
+    def __init__(self, weight: Weight = 1.0, value_range: Sequence[float] | None = None) -> None:
         super().__init__(weight)
-        self.value_range = (float(value_range[0]), float(value_range[1]))
+        self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        if self.value_range is None:
+            raise ValueError("ms_ssim needs to know the value range: build it with MSSSIM(value_range=(-1, 1)) or (0, 1)")
         low, high = self.value_range
         return (1.0 - ms_ssim(output.reconstruction, target_of(batch), data_range=high - low)).mean()

@@ -1,1 +1,7 @@
-"""."""
+"""Training: one LightningModule, its callbacks, and ``fit``."""
+
+from omnivae.training.config import TrainingConfig
+from omnivae.training.fit import FitResult, fit
+from omnivae.training.module import VAEModule, check
+
+__all__ = ["FitResult", "TrainingConfig", "VAEModule", "check", "fit"]

@@ -1,0 +1,319 @@
+"""What happens around the training steps: logs, checkpoints, validation figures, progress, a graceful stop."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from omnivae.training.checkpoint_io import SUFFIX
+from omnivae.training.ema import Ema
+
+log = logging.getLogger(__name__)
+
+METRICS, KL_DIMENSIONS, CHECKPOINTS = "metrics.csv", "kl_per_dimension.csv", "checkpoints"
+
+
+def averaged_model(trainer: pl.Trainer, module: Any) -> nn.Module:
+    """Return the model to look at: the moving average where there is one, else the weights being trained."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Ema):
+            return callback.model
+    return module.vae
+
+
+class Table:
+    """An append-only CSV file whose columns may grow; continuing a run drops the rows after the step it continues from.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: list[str] = ["step", "epoch"]
+        self._file: Any = None
+
+    def open(self, step: int) -> None:
+        """Open for appending, keeping the rows up to ``step``."""
+        rows: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or self.columns)
+                # A kill can leave half a line; it belongs to a step that will be repeated.
+                rows = [row for row in reader if row["step"] and None not in row.values() and int(row["step"]) <= step]
+        self._rewrite(rows)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append one row."""
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self.close()
+            with self.path.open(newline="") as file:
+                rows: list[Any] = list(csv.DictReader(file))
+            self.columns += new
+            self._rewrite(rows)
+        self._writer.writerow({name: _short(value) for name, value in row.items()})
+
+    def flush(self) -> None:
+        """Hand what was written to the system, so that a killed process loses none of it."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        self._file = self.path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, self.columns, restval="")
+        self._writer.writeheader()
+        self._writer.writerows(rows)
+        self._file.flush()
+
+
+class RunLog(pl.Callback):
+    """Writes ``metrics.csv``, ``kl_per_dimension.csv`` and TensorBoard events, one row a logged step.
+
+    Args:
+        directory: the run.
+        every: steps between rows.
+    """
+
+    def __init__(self, directory: Path, every: int) -> None:
+        self.directory, self.every = directory, every
+        self.table, self.dimensions = Table(directory / METRICS), Table(directory / KL_DIMENSIONS)
+        self._pending: list[tuple[int, float, dict[str, Any], Tensor | None]] = []
+        self._images = 0
+        self._since = 0.0
+        self._last_flush = 0.0
+        self._validation: dict[str, float] = {}
+        self._count = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Open the tables where the run continues."""
+        if not trainer.is_global_zero:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.table.open(trainer.global_step)
+        self.dimensions.open(trainer.global_step)
+        self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=trainer.global_step + 1)
+        self._since = self._last_flush = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step's scalars; read them from the device a second later at most."""
+        self._images += len(batch["x"])
+        if trainer.fit_loop._should_accumulate() or trainer.global_step % self.every:
+            return
+        now = time.perf_counter()
+        scalars = dict(pl_module.scalars)
+        scalars["train/images_per_s"] = self._images / max(now - self._since, 1e-9)
+        self._images, self._since = 0, now
+        epoch = trainer.global_step / pl_module.steps_per_epoch
+        self._pending.append((trainer.global_step, epoch, scalars, pl_module.kl_per_dimension))
+        if now - self._last_flush > 1.0:
+            self.flush(trainer)
+
+    def flush(self, trainer: pl.Trainer) -> None:
+        """Write the remembered steps.
+
+        Raises:
+            FloatingPointError: when a loss is not finite; names the term and the step.
+        """
+        pending, self._pending = self._pending, []
+        for step, epoch, scalars, dimensions in pending:
+            row = {name: float(value) for name, value in scalars.items()}
+            if trainer.is_global_zero:
+                self.table.write({"step": step, "epoch": epoch, **row})
+                if dimensions is not None:
+                    values = {f"d{i}": v for i, v in enumerate(dimensions.tolist())}
+                    self.dimensions.write({"step": step, "epoch": epoch, **values})
+                for name, value in row.items():
+                    self.board.add_scalar(name, value, step)
+            bad = [n for n, v in row.items() if not math.isfinite(v) and n != "train/grad_norm"]
+            if bad:
+                self._close()
+                raise FloatingPointError(
+                    f"{bad[0]} is {row[bad[0]]} at step {step}: lower training.learning_rate, or look for extreme values "
+                    f"in the data; the last checkpoint is in {self.directory / CHECKPOINTS}"
+                )
+        if trainer.is_global_zero:
+            self.table.flush()
+            self.dimensions.flush()
+        self._last_flush = time.perf_counter()
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Add the batch's terms to the weighted mean."""
+        for name, value in outputs["scalars"].items():
+            self._validation[name] = self._validation.get(name, 0.0) + float(value) * outputs["count"]
+        self._count += outputs["count"]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the validation row, and publish the total for the best checkpoint."""
+        means = {name: value / self._count for name, value in self._validation.items()} if self._count else {}
+        self._validation, self._count = {}, 0
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
+        if means and trainer.is_global_zero and not trainer.sanity_checking:
+            self.flush(trainer)
+            self.table.write({"step": trainer.global_step, "epoch": trainer.global_step / pl_module.steps_per_epoch, **means})
+            self.table.flush()
+            for name, value in means.items():
+                self.board.add_scalar(name, value, trainer.global_step)
+        # Validation is not training time.
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write what is left and close."""
+        if trainer.is_global_zero:
+            self.flush(trainer)
+            self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Close the files."""
+        self._close()
+
+    def _close(self) -> None:
+        self.table.close()
+        self.dimensions.close()
+        if hasattr(self, "board"):
+            self.board.close()
+
+
+class Checkpoints(pl.Callback):
+    """Keeps ``last`` and ``best`` in ``checkpoints/`` and the model directory up to date.
+
+    Args:
+        directory: the run.
+        every: steps between checkpoints.
+        save_model: writes the model directory.
+    """
+
+    def __init__(self, directory: Path, every: int, save_model: Callable[[nn.Module], None]) -> None:
+        self.directory, self.every, self._save_model = directory / CHECKPOINTS, every, save_model
+        self.best = math.inf
+        self._saved = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best validation total so far."""
+        return {"best": self.best if math.isfinite(self.best) else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best validation total."""
+        self.best = math.inf if state_dict["best"] is None else state_dict["best"]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time."""
+        step = trainer.global_step
+        accumulating = trainer.fit_loop._should_accumulate()
+        if not accumulating and step != self._saved and (step % self.every == 0 or step >= trainer.max_steps):
+            self.save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Keep a copy of the best."""
+        total = trainer.callback_metrics.get("val/total")
+        if trainer.sanity_checking or total is None or not float(total) < self.best:
+            return
+        self.best = float(total)
+        trainer.save_checkpoint(self.directory / f"best{SUFFIX}")
+
+    def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write ``last`` and the model directory."""
+        trainer.save_checkpoint(self.directory / f"last{SUFFIX}")
+        if trainer.is_global_zero:
+            self._save_model(averaged_model(trainer, pl_module))
+        self._saved = trainer.global_step
+
+
+class Pictures(pl.Callback):
+    """Calls ``draw(model, step)`` now and then: reconstructions and samples while training runs.
+
+    Args:
+        every: steps between pictures.
+        draw: writes them.
+    """
+
+    def __init__(self, every: int, draw: Callable[[nn.Module, int], None]) -> None:
+        self.every, self._draw = every, draw
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw where it is time; the random stream of the training is left where it was."""
+        if trainer.global_step % self.every or trainer.fit_loop._should_accumulate() or not trainer.is_global_zero:
+            return
+        model = averaged_model(trainer, pl_module)
+        was_training = model.training
+        with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            self._draw(model.eval(), trainer.global_step)
+        model.train(was_training)
+
+
+class GracefulStop(pl.Callback):
+    """On Ctrl-C or SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Take the signals over; only the main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and stop after the step in which the signal came."""
+        if self.received is None or trainer.fit_loop._should_accumulate():
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints) and callback._saved != trainer.global_step:
+                callback.save(trainer, pl_module)
+        trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            self._restore()
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+        log.warning("%s: finishing this step and saving", self.received)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, (int, str)) else f"{value:.7g}"

@@ -1,0 +1,117 @@
+"""The ``training`` section of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["auto", "32", "bf16", "16"]
+Switch = bool | Literal["auto"]
+
+
+@dataclass
+class TrainingConfig:
+    """How a model is trained.
+
+    Args:
+        batch_size: images for each optimiser step.
+        learning_rate: peak learning rate, > 0.
+        num_epochs: passes over the training images; used where ``max_steps`` is not given.
+        max_steps: optimiser steps; 1,000 where neither is given.
+        warmup_steps: linear warm-up from zero; by default 1,000 or a twentieth of the run, whichever is less.
+        schedule: learning rate after the warm-up: "cosine" to zero, or "constant".
+        optimizer: "adamw" or "adam".
+        weight_decay: AdamW's decoupled weight decay.
+        betas: Adam's moment decays.
+        gradient_clip: largest gradient norm (or value); 0 switches clipping off.
+        gradient_clip_algorithm: "norm" clips the global norm, "value" each element.
+        accumulate: batches whose gradients are added up before a step.
+        precision: "32", "bf16" (autocast; weights stay float32), "16" (GPU only), or "auto": bf16 where the device
+            computes in it natively, else 32.
+        channels_last: memory layout for convolutions; "auto" switches it on for 2-D and 3-D models.
+        compile: ``torch.compile`` the model; "auto" is off on CPUs, where it was measured not to pay.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        ema: decay of the weights' moving average, which is what evaluation and ``model/`` hold; 0 switches it off.
+        seed: of weights, data order and noise.
+        devices: number of processes or GPUs, or "auto" (one).
+        num_workers: processes that load data; "auto" is 0 on small machines.
+        freeze: submodules that are not trained, such as ``[encoder, posterior]``.
+        checkpoint_every: steps between checkpoints; also validation, when ``validate_every`` is not given.
+        validate_every: steps between validations.
+        log_every: steps between rows of ``metrics.csv``.
+        draw_every: steps between pictures of reconstructions and samples; ``checkpoint_every`` where not given.
+        val_images: validation images used while training.
+    """
+
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    num_epochs: int | None = None
+    max_steps: int | None = None
+    warmup_steps: int | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    gradient_clip: float = 1.0
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    accumulate: int = 1
+    precision: Precision = "auto"
+    channels_last: Switch = "auto"
+    compile: Switch = "auto"
+    gradient_checkpointing: bool = False
+    ema: float = 0.999
+    seed: int = 0
+    devices: int | Literal["auto"] = "auto"
+    num_workers: int | Literal["auto"] = "auto"
+    freeze: tuple[str, ...] = ()
+    checkpoint_every: int = 500
+    validate_every: int | None = None
+    log_every: int = 1
+    draw_every: int | None = None
+    val_images: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            ValueError: names the field, what was got and what is expected.
+        """
+        for name in ("batch_size", "accumulate", "checkpoint_every", "log_every", "val_images"):
+            self._at_least(name, getattr(self, name), 1)
+        for name in ("num_epochs", "max_steps", "validate_every", "draw_every"):
+            if getattr(self, name) is not None:
+                self._at_least(name, getattr(self, name), 1)
+        if self.warmup_steps is not None:
+            self._at_least("warmup_steps", self.warmup_steps, 0)
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"got training.learning_rate={self.learning_rate}; expected a positive number such as 1e-4")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"got training.ema={self.ema}; expected a decay in [0, 1), such as 0.999; 0 switches it off")
+        if self.gradient_clip < 0:
+            raise ValueError(f"got training.gradient_clip={self.gradient_clip}; expected a norm > 0, or 0 to switch it off")
+        if self.weight_decay < 0:
+            raise ValueError(f"got training.weight_decay={self.weight_decay}; expected a number >= 0")
+
+    @staticmethod
+    def _at_least(name: str, value: int, least: int) -> None:
+        if value < least:
+            raise ValueError(f"got training.{name}={value}; expected a whole number, at least {least}")
+
+    def total_steps(self, num_images: int) -> int:
+        """Return the number of optimiser steps of the run.
+
+        Args:
+            num_images: training images.
+
+        Returns:
+            ``max_steps``, or ``num_epochs`` in steps.
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        if self.num_epochs is not None:
+            return max(1, self.num_epochs * (num_images // (self.batch_size * self.accumulate)))
+        return 1000
+
+    def warmup(self, total_steps: int) -> int:
+        """Return the warm-up steps of a run of ``total_steps``."""
+        return min(1000, total_steps // 20) if self.warmup_steps is None else self.warmup_steps

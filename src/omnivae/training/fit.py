@@ -1,0 +1,191 @@
+"""Fit a VAE: one call from model, losses and images to a run directory that the same call continues."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from omnivae.losses import Loss
+from omnivae.training.callbacks import CHECKPOINTS, Checkpoints, GracefulStop, Pictures, RunLog
+from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read_tree
+from omnivae.training.config import TrainingConfig
+from omnivae.training.device import native_bf16
+from omnivae.training.ema import Ema
+from omnivae.training.module import VAEModule
+from omnivae.training.order import EpochView, StepOrder, collate
+from omnivae.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        step: optimiser steps done.
+        total_steps: optimiser steps asked for.
+        stopped_by: name of the signal that stopped it, or ``None``.
+    """
+
+    step: int
+    total_steps: int
+    stopped_by: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step was done."""
+        return self.step >= self.total_steps
+
+
+def fit(
+    vae: nn.Module,
+    losses: Mapping[str, Loss],
+    train: Any,
+    val: Any,
+    *,
+    config: TrainingConfig,
+    directory: Path,
+    save_model: Callable[[nn.Module], None],
+    draw: Callable[[nn.Module, int], None] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Train, or continue the run that is in ``directory``.
+
+    Args:
+        vae: the model; its weights are trained in place (the average goes to ``save_model``).
+        losses: name to loss.
+        train: map-style data set of ``{"x": [C, *S], ...}``.
+        val: map-style data set, or ``None``.
+        config: how to train.
+        directory: the run.
+        save_model: writes a model directory.
+        draw: draws pictures of a model at a step.
+        progress: show progress on standard error.
+
+    Returns:
+        How far it came.
+
+    Raises:
+        ValueError: for a batch larger than the data, or losses that the model cannot have.
+        FloatingPointError: when a loss stops being finite.
+    """
+    total_steps = config.total_steps(len(train))
+    last = directory / CHECKPOINTS / f"last{SUFFIX}"
+    start = _global_step(last) if last.exists() else 0
+    if start >= total_steps:
+        return FitResult(start, total_steps, None)
+    order = StepOrder(
+        len(train), config.batch_size, total_steps * config.accumulate, seed=config.seed, start=start * config.accumulate
+    )
+    if config.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()  # type: ignore[operator]
+    steps_per_epoch = max(1, order.batches_per_epoch // config.accumulate)
+    module = VAEModule(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    validate_every = min(config.validate_every or config.checkpoint_every, total_steps)
+    stop = GracefulStop()
+    callbacks: list[pl.Callback] = [Ema(config.ema)] if config.ema else []
+    callbacks += [RunLog(directory, config.log_every), stop]
+    if progress:
+        callbacks.append(Progress(total_steps))
+    if draw is not None:
+        callbacks.append(Pictures(config.draw_every or config.checkpoint_every, draw))
+    callbacks.append(Checkpoints(directory, config.checkpoint_every, save_model))
+    with _quiet():
+        trainer = pl.Trainer(
+            # The whole run is one Lightning epoch: the order of images is ours (see StepOrder), and a run continues at a
+            # step, not at an epoch.
+            max_steps=total_steps,
+            max_epochs=1,
+            accelerator="auto",
+            devices=1 if config.devices == "auto" else config.devices,
+            precision=resolve_precision(config.precision),  # type: ignore[arg-type]
+            accumulate_grad_batches=config.accumulate,
+            val_check_interval=validate_every * config.accumulate if val is not None else None,
+            check_val_every_n_epoch=None if val is not None else 1,
+            num_sanity_val_steps=0,
+            limit_val_batches=1.0 if val is not None else 0,
+            callbacks=callbacks,
+            plugins=[SafetensorsCheckpointIO()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=str(directory),
+        )
+        if config.compile is True or (config.compile == "auto" and trainer.strategy.root_device.type == "cuda"):
+            vae.compile()
+        loader = _loader(EpochView(train), config, batch_sampler=order)
+        val_loader = None
+        if val is not None:
+            subset = torch.utils.data.Subset(val, range(min(len(val), config.val_images)))
+            val_loader = _loader(subset, config, batch_size=min(config.batch_size, len(subset)))
+        trainer.fit(module, loader, val_loader, ckpt_path=str(last) if start else None, weights_only=True)
+    return FitResult(trainer.global_step, total_steps, stop.received)
+
+
+def resolve_precision(precision: str) -> str:
+    """Return Lightning's name for a precision.
+
+    Args:
+        precision: "auto", "32", "bf16" or "16".
+
+    Returns:
+        "32-true", "bf16-mixed" or "16-mixed".
+
+    Raises:
+        ValueError: for half precision without a GPU.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bf16" if native_bf16(device) else "32"
+    if precision == "16" and device == "cpu":
+        raise ValueError("got training.precision=16 without a GPU; use bf16 or 32")
+    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def _loader(dataset: Any, config: TrainingConfig, **arguments: Any) -> DataLoader[Any]:
+    workers = 0 if config.num_workers == "auto" else config.num_workers
+    if config.num_workers == "auto" and torch.cuda.is_available():
+        workers = min(8, torch.get_num_threads())
+    return DataLoader(
+        dataset,
+        collate_fn=collate,  # type: ignore[arg-type]
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **arguments,
+    )
+
+
+def _global_step(checkpoint: Path) -> int:
+    return int(read_tree(checkpoint)["global_step"])
+
+
+class _quiet:
+    """Keep Lightning's advice about loggers and workers out of the user's way while it runs."""
+
+    def __enter__(self) -> None:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *error: Any) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
+        self._warnings.__exit__(*error)

@@ -1,0 +1,225 @@
+"""The one LightningModule: total = sum of weight(step) * loss(output, batch), with everything logged unweighted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from omnivae.distributions import kl_divergence, kl_elements
+from omnivae.losses import Loss
+from omnivae.training.config import TrainingConfig
+from omnivae.types import Batch, VAEOutput
+
+#: A unit is active when the variance of its posterior mean over images exceeds this (Burda et al., IWAE, 2016).
+ACTIVE_VARIANCE = 0.01
+
+
+class VAEModule(pl.LightningModule):
+    """Trains a VAE on a named set of losses.
+
+    Args:
+        vae: the model.
+        losses: name to loss.
+        config: how to train.
+        total_steps: optimiser steps of the run, for the learning-rate schedule.
+        steps_per_epoch: optimiser steps of one pass over the data, for schedules counted in epochs.
+    """
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        losses: Mapping[str, Loss],
+        config: TrainingConfig,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+    ) -> None:
+        super().__init__()
+        check(vae, losses)
+        self.vae = vae
+        self.losses = nn.ModuleDict(losses)
+        self.config = config
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.num_samples = max([loss.num_samples for loss in losses.values()], default=1)
+        self.channels_last = config.channels_last in (True, "auto") and vae.dim in (2, 3)
+        #: Scalars of the last step, as tensors on the device: read by the callbacks, so that logging costs no wait.
+        self.scalars: dict[str, Tensor | float] = {}
+        self.kl_per_dimension: Tensor | None = None
+        for name in config.freeze:
+            part = vae.get_submodule(name) if name in dict(vae.named_modules()) else None
+            if part is None or not name:
+                parts = [n for n, _ in vae.named_children()]
+                raise ValueError(f"got training.freeze={name!r}; this model has {', '.join(parts)}")
+            part.requires_grad_(False)
+        if self.channels_last:
+            vae.to(memory_format=_layout(vae.dim))  # type: ignore[call-overload, arg-type]
+
+    # -- steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the total loss of one batch."""
+        self._freeze_statistics()
+        total, output, terms = self._losses(batch, self.global_step)
+        self.scalars = {f"train/{name}": value for name, value in terms.items()}
+        self.scalars["train/total"] = total.detach()
+        if (self.global_step + 1) % self.config.log_every == 0:
+            self._diagnose(output, batch, "train", self.scalars)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Return the terms of one batch, for the callbacks to average."""
+        total, output, terms = self._losses(batch, self.global_step, sample=True)
+        scalars: dict[str, Any] = {f"val/{name}": value for name, value in terms.items() if not name.startswith("weight/")}
+        scalars["val/total"] = total.detach()
+        self._diagnose(output, batch, "val", scalars)
+        x, low, high = batch["x"], *self.vae.value_range  # type: ignore[misc]
+        mode = self.vae.decode(output.latents[0].posterior)  # type: ignore[operator]
+        error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
+        scalars["val/psnr"] = (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()
+        return {"scalars": scalars, "count": len(x)}
+
+    def _losses(
+        self, batch: Batch, step: int, sample: bool | None = None
+    ) -> tuple[Tensor, VAEOutput, dict[str, Tensor | float]]:
+        x = batch["x"]
+        if self.channels_last:
+            x = x.to(memory_format=_layout(self.vae.dim))  # type: ignore[call-overload, arg-type]
+        output = self.vae(x, batch.get("cond"), num_samples=self.num_samples, sample=sample)
+        terms: dict[str, Tensor | float] = {}
+        total = torch.zeros((), device=x.device)
+        for name, loss in self.losses.items():
+            assert isinstance(loss, Loss)
+            loss.step, loss.epoch = step, step / self.steps_per_epoch
+            value, weight = loss(output, batch), loss.current_weight()
+            total = total + weight * value
+            terms[name] = value.detach()
+            terms[f"weight/{name}"] = weight
+        return total, output, terms
+
+    @torch.no_grad()
+    def _diagnose(self, output: VAEOutput, batch: Batch, split: str, into: dict[str, Any]) -> None:
+        x = batch["x"]
+        latents = [latent for latent in output.latents if latent.prior is not None]
+        if latents:
+            nll = -output.likelihood.log_prob(x).mean()
+            kl = torch.stack([kl_divergence(v.posterior, v.prior, z=v.z, log_q=v.log_q).mean() for v in latents]).sum()  # type: ignore[arg-type]
+            into[f"{split}/elbo"] = -(nll + kl)
+            into[f"{split}/bits_per_dim"] = (nll + kl) / (x[0].numel() * math.log(2))
+            into[f"{split}/kl_nats"] = kl
+            elements = kl_elements(latents[0].posterior, latents[0].prior)  # type: ignore[arg-type]
+            if elements is not None:
+                # One number a channel: positions of a spatial latent share it.
+                self.kl_per_dimension = elements.flatten(2).sum(2).mean(0) if elements.ndim > 2 else elements.mean(0)
+        mean = getattr(output.latents[0].posterior, "mean", None)
+        if mean is not None and mean.numel() > mean.shape[1]:
+            channels = mean.movedim(1, 0).flatten(1)
+            into[f"{split}/active_units"] = (channels.var(1) > ACTIVE_VARIANCE).sum()
+
+    def _freeze_statistics(self) -> None:
+        # A frozen part must not drift through its normalisation statistics either.
+        for name in self.config.freeze:
+            self.vae.get_submodule(name).eval()
+
+    # -- optimisation
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measure the gradient norm before clipping, without waiting for the device."""
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        if grads:
+            self.scalars["train/grad_norm"] = torch.nn.utils.get_total_norm(grads)
+        self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm measured just before, or element by element."""
+        if not self.config.gradient_clip:
+            return
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if self.config.gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, self.config.gradient_clip)
+        elif "train/grad_norm" in self.scalars:
+            norm = torch.as_tensor(self.scalars["train/grad_norm"])
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW (fused) with linear warm-up and a cosine or constant schedule."""
+        config = self.config
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+        # Gradient scaling (fp16) and clipping do not go together with an optimiser that unscales by itself.
+        fused = config.precision != "16"
+        optimizer = cls(
+            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused
+        )
+        warmup = config.warmup(self.total_steps)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            if config.schedule == "constant":
+                return 1.0
+            progress = (step - warmup) / max(1, self.total_steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- exact resume
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the random number generators."""
+        # A run that is extended continues: "this was the last batch" only held for the steps asked for then.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the generators' state; it is set when training starts, after everything else has drawn from them."""
+        self._rng = checkpoint["rng"]
+
+    def on_train_start(self) -> None:
+        """Continue the random stream of the interrupted run."""
+        rng = getattr(self, "_rng", None)
+        if rng is not None:
+            torch.set_rng_state(rng["cpu"])
+            if "cuda" in rng and torch.cuda.is_available():
+                torch.cuda.set_rng_state(rng["cuda"])
+
+
+def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
+    """Refuse combinations of model and losses that make no sense, before anything is computed.
+
+    Args:
+        vae: the model.
+        losses: name to loss.
+
+    Raises:
+        ValueError: names the loss, the missing property and two valid alternatives.
+    """
+    if not losses:
+        raise ValueError("there is no loss to train on; name at least one, such as nll and kl, or l1 and kl")
+    provides = getattr(vae.posterior, "provides", frozenset())
+    for name, loss in losses.items():
+        missing = loss.needs - provides
+        if missing:
+            raise ValueError(
+                f"the loss {name!r} needs a posterior with {', '.join(sorted(missing))}, which {type(vae.posterior).__name__} "
+                f"does not have: drop {name!r}, or use a gaussian posterior"
+            )
+        if getattr(loss, "value_range", False) is None:
+            loss.value_range = vae.value_range  # type: ignore[assignment]
+
+
+def _layout(dim: int) -> torch.memory_format:
+    return torch.channels_last_3d if dim == 3 else torch.channels_last

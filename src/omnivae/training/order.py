@@ -1,0 +1,110 @@
+"""The order in which images are seen: a pure function of (seed, step), so that a run can continue anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from omnivae.types import Batch
+
+
+class StepOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for a whole run; every epoch is a fresh permutation, its incomplete last batch left out.
+
+    Args:
+        num_images: size of the data set.
+        batch_size: images for each batch and process.
+        num_batches: batches of the whole run.
+        seed: of the permutations.
+        start: batches already seen.
+        rank: this process.
+        world_size: number of processes; each takes its own slice of the joint batch.
+
+    Raises:
+        ValueError: when the joint batch is larger than the data.
+
+    Example:
+        >>> order = list(StepOrder(5, 2, 3, seed=0))
+        >>> [len(batch) for batch in order], sorted({epoch for batch in order for epoch, _ in batch})
+        ([2, 2, 2], [0, 1])
+        >>> list(StepOrder(5, 2, 3, seed=0, start=2)) == order[2:]
+        True
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        num_batches: int,
+        *,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        joint = batch_size * world_size
+        if joint > num_images:
+            raise ValueError(
+                f"a batch of {joint} is larger than the {num_images} training images; "
+                f"set training.batch_size to {max(1, num_images // world_size)} or less"
+            )
+        self.num_images, self.batch_size, self.num_batches = num_images, batch_size, num_batches
+        self.seed, self.start, self.rank, self.world_size = seed, start, rank, world_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Complete joint batches in one pass over the data."""
+        return self.num_images // (self.batch_size * self.world_size)
+
+    def __len__(self) -> int:
+        # The whole run, also when starting in the middle: Lightning counts the batches already seen itself.
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, []
+        for batch in range(self.start, self.num_batches):
+            if batch // self.batches_per_epoch != epoch:
+                epoch = batch // self.batches_per_epoch
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                order = torch.randperm(self.num_images, generator=generator).tolist()
+            first = (batch % self.batches_per_epoch * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, index) for index in order[first : first + self.batch_size]]
+
+
+class EpochView(Dataset[Any]):
+    """A data set indexed by (epoch, index), so that augmentation depends on the epoch in every worker process.
+
+    Args:
+        dataset: map-style data set with ``set_epoch``.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def collate(items: list[dict[str, Any]]) -> Batch:
+    """Stack items into a batch; keys stay a list of strings.
+
+    Args:
+        items: ``{"x": [C, *S], "key": ..., ...}``.
+
+    Returns:
+        The batch.
+    """
+    batch: dict[str, Any] = {
+        name: [item[name] for item in items] if name == "key" else torch.stack([item[name] for item in items])
+        for name in items[0]
+    }
+    return batch  # type: ignore[return-value]
