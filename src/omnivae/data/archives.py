@@ -6,6 +6,7 @@ import gzip
 import io
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,12 +79,13 @@ def read_cifar10(folder: Path) -> Found:
 
     files, labels = [], []
     for part in ("train", "test"):
-        for path in sorted(folder.glob(f"{part}*.parquet")) or [None]:
-            if path is None:
-                raise FileNotFoundError(f"no {part}*.parquet in {folder}: CIFAR-10 needs a train and a test file")
-            table = _read_table(path)
-            files.append((part, table[0]))
-            labels.append(table[1])
+        paths = sorted(folder.glob(f"{part}*.parquet"))
+        if not paths:
+            raise FileNotFoundError(f"no {part}*.parquet in {folder}: CIFAR-10 needs a train and a test file")
+        for path in paths:
+            column, numbers = _read_table(path)
+            files.append((part, column))
+            labels.append(numbers)
     first = sum(len(array) for part, array in files if part == "train")
     array = pa.chunked_array([chunk for _, column in files for chunk in column.chunks])
     if first == 0 or first == len(array):
@@ -109,7 +111,7 @@ def read_cifar10(folder: Path) -> Found:
     return Found(source, {"train": np.arange(first), "test": np.arange(first, len(source))})
 
 
-def _read_table(path: Path) -> tuple:
+def _read_table(path: Path) -> tuple[Any, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,14 +13,11 @@ from torch.utils.data import Dataset
 
 from omnivae.data.config import Binarize
 from omnivae.data.images import num_channels, resize_and_crop, to_unit_array
-from omnivae.data.sources import ImageSource
+from omnivae.data.sources import SPLITS, ImageSource, Split
 from omnivae.types import Batch
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

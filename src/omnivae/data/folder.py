@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from omnivae.data.images import SUFFIXES, Header, read_header
-from omnivae.data.sources import FileSource, Found
+from omnivae.data.sources import FileSource, Found, Split
 
 logger = logging.getLogger(__name__)
 
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _PROGRESS_FROM = 2000
 
 
@@ -48,10 +48,10 @@ def read_folder(path: Path) -> Found:
     if not paths:
         raise ValueError(_nothing_found(path, files))
 
-    members = _split_members(root, paths) if path.is_dir() else {"train": list(range(len(paths)))}
+    members = _split_members(root, paths)
     used = sorted(i for part in members.values() for i in part)
     if len(used) < len(paths):
-        unused = next(paths[i] for i in range(len(paths)) if i not in set(used))
+        unused = next(paths[i] for i in sorted(set(range(len(paths))) - set(used)))
         logger.warning(
             "%s has split folders; %d images outside of them are not used, e.g. %s",
             root,
@@ -59,7 +59,9 @@ def read_folder(path: Path) -> Found:
             unused,
         )
     new_index = {old: new for new, old in enumerate(used)}
-    splits = {name: np.array([new_index[i] for i in part], dtype=np.int64) for name, part in members.items()}
+    splits: dict[Split, np.ndarray] = {
+        name: np.array([new_index[i] for i in part], dtype=np.int64) for name, part in members.items()
+    }
     paths = [paths[i] for i in used]
 
     headers = _read_headers(root, paths)
@@ -67,13 +69,13 @@ def read_folder(path: Path) -> Found:
     source = FileSource(
         root,
         paths,
+        name=path.resolve().name,
         sizes=np.array([(h.height, h.width) for h in headers]),
         channels=np.array([h.channels for h in headers]),
         bit_depth=max(h.bit_depth for h in headers),
         labels=labels,
         classes=classes,
     )
-    source.name = path.name or str(path)
     return Found(source, splits)
 
 
@@ -104,9 +106,9 @@ def _only_train(paths: list[str]) -> bool:
     return all(path.startswith("train/") for path in paths)
 
 
-def _split_members(root: Path, paths: list[str]) -> dict[str, list[int]]:
-    members: dict[str, list[int]] = {}
-    folders: dict[str, str] = {}
+def _split_members(root: Path, paths: list[str]) -> dict[Split, list[int]]:
+    members: dict[Split, list[int]] = {}
+    folders: dict[Split, str] = {}
     for i, path in enumerate(paths):
         first, _, rest = path.partition("/")
         if not rest or first not in _SPLIT_FOLDERS:
@@ -120,6 +122,10 @@ def _split_members(root: Path, paths: list[str]) -> dict[str, list[int]]:
     # A folder "train" among others may be a class of vehicles; it is a split beside another split, or when alone.
     if "train" in members and (len(members) > 1 or len(members["train"]) == len(paths)):
         return members
+    if "train" not in members and sum(map(len, members.values())) == len(paths):
+        raise ValueError(
+            f"{root} has {' and '.join(folders.values())} but no train folder: add it, or give data.path one of these"
+        )
     return {"train": list(range(len(paths)))}
 
 

@@ -1,8 +1,7 @@
-"""Image files in and out: decoding with everything checked, resizing, the value-range contract, saving grids."""
+"""Image files to tensors: decoding with everything checked, resizing, the value-range contract."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +63,8 @@ def read_header(file: Any, name: str) -> Header:
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
         if exif.get(_ORIENTATION, 1) >= 5:
             width, height = height, width
-        raw = str(image.tile[0][3]) if image.tile else ""
+        tiles = getattr(image, "tile", [])
+        raw = str(tiles[0][3]) if tiles else ""
         sixteen = image.mode in _SIXTEEN_BIT
         return Header(
             height=height,
@@ -157,10 +157,8 @@ def to_unit_array(image: Image.Image, channels: int | None) -> np.ndarray:
     if channels is not None and num_channels(image) != channels and image.mode != "F":
         image = image.convert("L" if channels == 1 else "RGB")
     array = np.asarray(image)
-    if image.mode == "F":
-        array = np.clip(array, 0, 1)  # bicubic overshoots; 8-bit modes are clipped by Pillow
-    else:
-        array = array.astype(np.float32) / np.float32(255)
+    # Bicubic overshoots; 8-bit modes are clipped by Pillow.
+    array = np.clip(array, 0, 1) if image.mode == "F" else array.astype(np.float32) / np.float32(255)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     if channels == 3 and array.shape[0] == 1:
         array = np.repeat(array, 3, axis=0)
@@ -211,43 +209,6 @@ def preprocess_image(
     return torch.from_numpy(to_unit_array(decoded, channels) * (high - low) + low)[None]
 
 
-def save_image(x: Tensor, path: str | Path, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> None:
-    """Write an image, or a grid of a batch of images, to a file whose suffix gives the format.
-
-    Args:
-        x: ``[C, H, W]`` or ``[B, C, H, W]`` with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels; values beyond
-            ``value_range`` are clipped, as a reconstruction may overshoot.
-        path: file to write; missing folders are made.
-        value_range: what black and white are in ``x``, (0, 1) or (-1, 1).
-
-    Raises:
-        ValueError: for another shape, for NaN or infinite values, or for a format that cannot hold the image.
-    """
-    from PIL import Image
-
-    low, high = check_value_range(value_range)
-    x = x.detach().float().cpu()
-    if x.ndim == 3:
-        x = x[None]
-    if x.ndim != 4 or x.shape[1] not in (1, 2, 3, 4) or x.numel() == 0:
-        raise ValueError(
-            f"got a tensor of shape {tuple(x.shape)}; expected [C, H, W] or [B, C, H, W] with 1 to 4 channels"
-        )
-    if not torch.isfinite(x).all():
-        raise ValueError(
-            f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are NaN or infinite: nothing to save"
-        )
-    pixels = (((x - low) / (high - low)).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    array = _grid(pixels)
-    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        image.save(path, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write {array.shape[-1]} channels to {path} ({error}): try a .png file") from error
-
-
 def check_range(x: Tensor, value_range: tuple[float, float], source: str) -> None:
     """Raise unless every value is finite and within the value-range contract.
 
@@ -277,24 +238,9 @@ def check_range(x: Tensor, value_range: tuple[float, float], source: str) -> Non
     if bool(outside.any()):
         raise ValueError(
             f"{source}: {int(outside.sum())} of {values.numel()} values lie outside [{low:g}, {high:g}] (min "
-            f"{float(values.min()):.4g}, max {float(values.max()):.4g}): scale the input to [{low:g}, {high:g}], or set "
-            "data.value_range to the range it has"
+            f"{float(values.min()):.4g}, max {float(values.max()):.4g}): scale the input to [{low:g}, {high:g}], or "
+            "set data.value_range to the range it has"
         )
-
-
-def _grid(pixels: np.ndarray, padding: int = 2) -> np.ndarray:
-    """Tile ``[B, H, W, C]`` into one near-square image with black gaps; a single image is returned as it is."""
-    count, height, width, channels = pixels.shape
-    if count == 1:
-        return pixels[0]
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    step_y, step_x = height + padding, width + padding
-    canvas = np.zeros((rows * step_y - padding, columns * step_x - padding, channels), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        top, left = i // columns * step_y, i % columns * step_x
-        canvas[top : top + height, left : left + width] = image
-    return canvas
 
 
 def _open(file: Any, name: str) -> Image.Image:
@@ -309,8 +255,12 @@ def _open(file: Any, name: str) -> Image.Image:
 
 
 def _refuse(image: Image.Image, name: str) -> None:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{name} is damaged ({error}): repair or remove it") from error
+    # Phones append a preview or a depth map to a JPEG (MPO); the photograph itself comes first.
+    if frames > 1 and image.format != "MPO":
         raise ValueError(f"{name} holds {frames} frames; expected one still image: extract the frames to files first")
     if (image.mode not in _CHANNELS and image.mode not in _SIXTEEN_BIT) or (image.mode == "F" and image.format):
         raise ValueError(

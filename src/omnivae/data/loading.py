@@ -13,11 +13,10 @@ import numpy as np
 from omnivae.component import suggestion
 from omnivae.data.archives import is_cifar10, is_mnist, read_cifar10, read_mnist
 from omnivae.data.config import EMBEDDED, DataConfig, check_value_range
-from omnivae.data.datasets import SPLITS, ImageDataset, Split, Transform
-from omnivae.data.dsprites import NUM_IMAGES
+from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE, read_digits, read_dsprites, read_photos
 from omnivae.data.folder import read_folder
-from omnivae.data.sources import Found, ImageSource
+from omnivae.data.sources import SPLITS, DspritesSource, Found, ImageSource, PhotoCropSource, Split
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
     found = _find(config)
     source = found.source
     channels = _common_channels(source, config.channels)
-    photos = source.name == "photos" and config.path == "photos"
+    photos = isinstance(source, PhotoCropSource)
     side = config.image_size or (DEFAULT_PHOTO_SIZE if photos else None)
     size = (side, side) if side is not None else _common_size(source)
 
@@ -152,10 +151,9 @@ def _common_channels(source: ImageSource, channels: int | None) -> int:
         return channels
     counts = Counter(source.channels.tolist()).most_common()
     if len(counts) > 1:
-        said = ", ".join(f"{n} {'images have' if i == 0 else 'have'} {c}" for i, (c, n) in enumerate(counts))
-        raise ValueError(
-            f"{said.replace(f'have {counts[0][0]}', f'have {counts[0][0]} channels', 1)}: set data.channels to 1 or 3"
-        )
+        (first_channels, first_count), *others = counts
+        said = f"{first_count} images have {first_channels} channels" + "".join(f", {n} have {c}" for c, n in others)
+        raise ValueError(f"{said}: set data.channels to 1 or 3")
     return counts[0][0]
 
 
@@ -176,39 +174,41 @@ def _suggested_side(smallest: np.ndarray) -> int:
 
 
 def _split(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
-    """Return the images of each split in hash order, limited."""
-    if len(found.source) == NUM_IMAGES and found.source.name == "dsprites":
+    """Return the images of each split, in hash order and limited."""
+    source = found.source
+    order: dict[Split, np.ndarray]
+    if isinstance(source, DspritesSource):
         # Hashing three quarters of a million names would take longer than many a training.
-        order = {"train": np.random.default_rng(config.split_seed).permutation(NUM_IMAGES)}
-    elif config.path == "photos" and found.source.name == "photos":
+        order = {"train": np.random.default_rng(config.split_seed).permutation(len(source))}
+    elif isinstance(source, PhotoCropSource):
         order = dict(found.splits)
     else:
-        order = {name: _by_hash(found.source, part, config.split_seed) for name, part in found.splits.items()}
-    train = order["train"]
-    parts = {name: order[name] for name in SPLITS if name in order}
-    carved = {
-        name: fraction
-        for name, fraction in (("val", config.val_fraction), ("test", config.test_fraction))
-        if name not in parts
-    }
-    if carved and len(train) <= 2:
-        logger.warning(
-            "%d training image%s cannot be split: %s use the same",
-            len(train),
-            "s"[: len(train) > 1],
-            " and ".join(carved),
-        )
-        parts |= dict.fromkeys(carved, train)  # type: ignore[misc]
-    elif carved:
-        counts = {name: max(1, round(len(train) * fraction)) for name, fraction in carved.items()}
-        while sum(counts.values()) >= len(train):
-            counts[max(counts, key=lambda name: counts[name])] -= 1
-        start = 0
-        for name, count in counts.items():
-            parts[name] = train[start : start + count]  # type: ignore[index]
-            start += count
-        parts["train"] = train[start:]
+        order = {name: _by_hash(source, part, config.split_seed) for name, part in found.splits.items()}
+    fractions: dict[Split, float] = {"val": config.val_fraction, "test": config.test_fraction}
+    missing = {name: fraction for name, fraction in fractions.items() if name not in order}
+    parts = order | _carve(order["train"], missing)
     return {name: parts[name][: config.limit] for name in SPLITS}
+
+
+def _carve(train: np.ndarray, fractions: dict[Split, float]) -> dict[Split, np.ndarray]:
+    """Cut splits from the beginning of the training images; return them and what is left."""
+    if not fractions:
+        return {}
+    if len(train) <= 2:
+        logger.warning(
+            "too few training images to split (%d): %s use the same ones", len(train), " and ".join(fractions)
+        )
+        return dict.fromkeys(fractions, train)
+    counts = {name: max(1, round(len(train) * fraction)) for name, fraction in fractions.items()}
+    while sum(counts.values()) >= len(train):
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    parts: dict[Split, np.ndarray] = {}
+    start = 0
+    for name, count in counts.items():
+        parts[name] = train[start : start + count]
+        start += count
+    parts["train"] = train[start:]
+    return parts
 
 
 def _by_hash(source: ImageSource, indices: np.ndarray, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from omnivae.data.images import read_image
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ImageSource:
@@ -61,7 +65,7 @@ class Found:
     """
 
     source: ImageSource
-    splits: dict[str, np.ndarray]
+    splits: dict[Split, np.ndarray]
 
 
 class FileSource(ImageSource):
@@ -70,6 +74,7 @@ class FileSource(ImageSource):
     Args:
         root: the folder.
         paths: files relative to it, with forward slashes.
+        name: name of the data set.
         sizes: height and width, ``[N, 2]``.
         channels: ``[N]``.
         bit_depth: bits of a stored sample.
@@ -82,14 +87,14 @@ class FileSource(ImageSource):
         root: Path,
         paths: list[str],
         *,
+        name: str,
         sizes: np.ndarray,
         channels: np.ndarray,
         bit_depth: int,
         labels: np.ndarray | None,
         classes: list[str] | None,
     ) -> None:
-        self.name = root.name
-        self.root, self.paths = root, paths
+        self.root, self.paths, self.name = root, paths, name
         self.sizes, self.channels, self.bit_depth = sizes, channels, bit_depth
         self.labels, self.classes = labels, classes
 
@@ -97,9 +102,11 @@ class FileSource(ImageSource):
         return len(self.paths)
 
     def key(self, index: int) -> str:
+        """See :meth:`ImageSource.key`."""
         return self.paths[index]
 
     def read(self, index: int) -> Image.Image:
+        """See :meth:`ImageSource.read`."""
         path = self.root / self.paths[index]
         if not path.is_file():
             raise FileNotFoundError(f"{path} was there when the data was listed and is gone: run again")
@@ -134,9 +141,11 @@ class ArraySource(ImageSource):
         return len(self.images)
 
     def key(self, index: int) -> str:
+        """See :meth:`ImageSource.key`."""
         return _numbered_key(self._key_starts, index)
 
     def read(self, index: int) -> Image.Image:
+        """See :meth:`ImageSource.read`."""
         from PIL import Image
 
         return Image.fromarray(self.images[index])
@@ -174,9 +183,11 @@ class EncodedSource(ImageSource):
         return len(self.files)
 
     def key(self, index: int) -> str:
+        """See :meth:`ImageSource.key`."""
         return _numbered_key(self._key_starts, index)
 
     def read(self, index: int) -> Image.Image:
+        """See :meth:`ImageSource.read`."""
         return read_image(io.BytesIO(self.files[index].as_py()), self.key(index))
 
 
@@ -201,12 +212,14 @@ class PhotoCropSource(ImageSource):
         return len(self.boxes)
 
     def key(self, index: int) -> str:
+        """See :meth:`ImageSource.key`."""
         photo, left, top, *_ = self.boxes[index]
         if index < self.num_moving:
             return f"{self.name}/train/{index:05d}-{self.names[photo]}"
         return f"{self.name}/{self.names[photo]}/x{left}-y{top}"
 
     def read(self, index: int) -> Image.Image:
+        """See :meth:`ImageSource.read`."""
         from PIL import Image
 
         photo, left, top, right, bottom = self.boxes[index]
@@ -227,14 +240,17 @@ class DspritesSource(ImageSource):
         return NUM_IMAGES
 
     def key(self, index: int) -> str:
+        """See :meth:`ImageSource.key`."""
         return f"dsprites/{index:06d}"
 
     def read(self, index: int) -> Image.Image:
+        """See :meth:`ImageSource.read`."""
         from PIL import Image
 
         return Image.fromarray(render_dsprites(index_to_factors(np.array([index])))[0] * np.uint8(255))
 
     def factor_values(self, index: np.ndarray) -> np.ndarray | None:
+        """See :meth:`ImageSource.factor_values`."""
         return factor_values(index_to_factors(index))
 
 
