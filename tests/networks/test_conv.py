@@ -151,3 +151,10 @@ def test_conditions_and_wrong_sizes_are_refused():
         ConvEncoder(1, (4,))(torch.zeros(1, 1, 5, 4))
     with pytest.raises(ValueError, match=r"takes \(8, 8\)"):
         ConvEncoder(1, (4,), image_size=(8, 7))(torch.zeros(1, 1, 8, 10))
+
+
+def test_sample_knows_the_size_it_was_built_for():
+    assert small(latent="spatial", image_size=(8, 12)).eval().sample(2).shape == (2, 2, 8, 12)
+    assert small(image_size=(9, 12)).eval().sample(2).shape == (2, 2, 9, 12)
+    with pytest.raises(ValueError, match="which size"):
+        small(latent="spatial", image_size=None).eval().sample(1)
