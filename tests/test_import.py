@@ -64,7 +64,7 @@ def state():
         "handlers": repr(logging.root.handlers),
         "level": logging.root.level,
         "disabled": logging.root.manager.disable,
-        "own_handlers": repr(logging.getLogger("omnivae").handlers if "omnivae" in logging.root.manager.loggerDict else []),
+        "own_handlers": repr(getattr(logging.root.manager.loggerDict.get("omnivae"), "handlers", [])),
         "warnings": repr(warnings.filters),
         "showwarning": repr(warnings.showwarning),
         "environ": dict(os.environ),

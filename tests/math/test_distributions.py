@@ -53,7 +53,9 @@ def mixture(shape):
 def test_kl_equals_the_formula_written_as_a_loop(shape):
     q = gaussian(shape)
     expected = []
-    for mean, logvar in zip(q.mean.reshape(shape[0], -1).tolist(), q.logvar.reshape(shape[0], -1).tolist(), strict=True):
+    for mean, logvar in zip(
+        q.mean.reshape(shape[0], -1).tolist(), q.logvar.reshape(shape[0], -1).tolist(), strict=True
+    ):
         expected.append(-0.5 * sum(1 + s - m * m - math.exp(s) for m, s in zip(mean, logvar, strict=True)))
     torch.testing.assert_close(q.kl(), torch.tensor(expected, dtype=torch.float64))
 
@@ -215,7 +217,8 @@ def test_low_precision_parameters_are_computed_in_float32_under_autocast(dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         q = gaussian((2, 3, 4, 4), dtype)
         z, log_q = q.rsample(2)
-        values = [q.mean, q.logvar, q.kl(), q.kl_elements(), z, log_q, q.log_prob(z), kl_divergence(q, standard(q.shape, torch.float32))]
+        values = [q.mean, q.logvar, q.kl(), q.kl_elements(), z, log_q, q.log_prob(z)]
+        values.append(kl_divergence(q, standard(q.shape, torch.float32)))
     assert {v.dtype for v in values} == {torch.float32}
     exact = DiagonalGaussian(q.mean.double(), q.logvar.double())
     torch.testing.assert_close(q.kl().double(), exact.kl(), rtol=1e-5, atol=1e-5)
@@ -315,12 +318,13 @@ def test_discretised_logistic_equals_differences_of_the_cdf(loc, scale):
     cdf = stats.logistic.cdf(edges, loc=loc, scale=scale)
     survival = stats.logistic.sf(edges, loc=loc, scale=scale)
     # Subtract on the side of the smaller tail, so that the reference does not cancel either.
-    inner = [
-        cdf[i + 1] - cdf[i] if edges[i + 1] <= loc else survival[i] - survival[i + 1] for i in range(n - 2)
-    ]
+    inner = [cdf[i + 1] - cdf[i] if edges[i + 1] <= loc else survival[i] - survival[i + 1] for i in range(n - 2)]
     expected = torch.log(torch.tensor([cdf[0], *inner, survival[-1]], dtype=torch.float64))
     dist = DiscretizedLogistic(
-        torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64), value_range=(-1.0, 1.0), num_levels=n
+        torch.tensor(loc, dtype=torch.float64),
+        torch.tensor(scale, dtype=torch.float64),
+        value_range=(-1.0, 1.0),
+        num_levels=n,
     )
     torch.testing.assert_close(dist.log_prob(levels), expected, rtol=1e-7, atol=1e-7)
 

@@ -1,7 +1,7 @@
 """The ELBO on a linear-Gaussian VAE, where log p(x) is known in closed form.
 
-p(z) = N(0, I), p(x|z) = N(Wz + b, s^2 I), so p(x) = N(b, W W^T + s^2 I). With orthogonal columns in W the true posterior is
-a diagonal Gaussian, and the encoder below can represent it exactly.
+p(z) = N(0, I), p(x|z) = N(Wz + b, s^2 I), so p(x) = N(b, W W^T + s^2 I). With orthogonal columns in W the true
+posterior is a diagonal Gaussian, and the encoder below can represent it exactly.
 """
 
 import math
@@ -9,9 +9,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from omnivae.component import Component
+from omnivae.distributions import DiagonalGaussian
 from omnivae.likelihoods import GaussianLikelihood
 from omnivae.losses import KL, NLL
 from omnivae.models import VAE
@@ -217,8 +218,6 @@ def test_beta_moves_the_best_posterior_as_the_objective_says(beta):
         latent_dim = D
 
         def forward(self, features):
-            from omnivae.distributions import DiagonalGaussian
-
             return DiagonalGaussian(mean, logvar)
 
     model.posterior = Given()
@@ -228,6 +227,28 @@ def test_beta_moves_the_best_posterior_as_the_objective_says(beta):
     total.backward()
     assert mean.grad.abs().max() < 0.02
     assert logvar.grad.abs().max() < 0.02
+
+
+class MixturePrior(nn.Module):
+    """A prior to which no closed form of the KL exists."""
+
+    def forward(self, latent_shape, encode=None, cond=None):
+        centres = torch.tensor([-1.0, 1.5]).double()[:, None, None].expand(latent_shape[0], 2, *latent_shape[1:])
+        bumps = Independent(Normal(centres, torch.full_like(centres, 0.8)), len(latent_shape) - 1)
+        return MixtureSameFamily(Categorical(probs=torch.tensor([0.3, 0.7]).double().expand(latent_shape[0], 2)), bumps)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@torch.no_grad()
+def test_the_kl_loss_is_a_kl_also_where_it_is_sampled(mode):
+    # In evaluation the model decodes the mode: log q - log p there is not the divergence.
+    model, x = linear_vae(), signal()
+    model.prior = MixturePrior()
+    sampled = model(x, num_samples=50_000, sample=True).latents[0]
+    truth = (sampled.log_q - sampled.prior.log_prob(sampled.z)).mean()
+    model.train(mode == "train")
+    values = torch.stack([KL()(model(x), {"x": x}) for _ in range(400)])
+    assert abs(values.mean() - truth) < 5 * values.std() / math.sqrt(len(values)) + 0.05
 
 
 def test_the_forward_value_of_the_kl_loss_does_not_depend_on_beta():

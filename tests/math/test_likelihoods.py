@@ -58,7 +58,9 @@ def test_laplace_with_scale_one_is_the_absolute_error_and_log_two(size):
 
 
 @pytest.mark.parametrize(
-    ("cls", "reference"), [(GaussianLikelihood, stats.norm), (LaplaceLikelihood, stats.laplace)], ids=["gaussian", "laplace"]
+    ("cls", "reference"),
+    [(GaussianLikelihood, stats.norm), (LaplaceLikelihood, stats.laplace)],
+    ids=["gaussian", "laplace"],
 )
 def test_densities_equal_scipy_for_every_kind_of_scale(cls, reference):
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
