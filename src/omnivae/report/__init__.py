@@ -1,1 +1,24 @@
-"""."""
+"""Reports: figures, charts, walks through the latent space, and one self-contained HTML file."""
+
+from omnivae.report.figures import comparison_grid, image_grid, interpolation_grid, to_pixels, to_png, traversal_grid
+from omnivae.report.history import read_history
+from omnivae.report.html import write_report
+from omnivae.report.latent_ops import interpolate, reconstruct, traverse
+from omnivae.report.plots import curves, kl_bar, latent_map
+
+__all__ = [
+    "comparison_grid",
+    "curves",
+    "image_grid",
+    "interpolate",
+    "interpolation_grid",
+    "kl_bar",
+    "latent_map",
+    "read_history",
+    "reconstruct",
+    "to_pixels",
+    "to_png",
+    "traversal_grid",
+    "traverse",
+    "write_report",
+]

@@ -1,0 +1,335 @@
+"""Pictures of images: grids, comparisons with error maps, interpolations and traversals, as uint8 arrays.
+
+Shape legend: N images, C channels, H and W pixels, D slices; every function returns ``[height, width, 3]`` uint8.
+One channel is shown as grey, two as a magenta and green overlay, three as RGB, more by their first three.
+Volumes ``[N, C, D, H, W]`` are shown by their middle slice.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Tiles are enlarged by whole factors to at least MIN_TILE pixels and reduced to at most MAX_TILE.
+MIN_TILE, MAX_TILE = 96, 256
+GAP, FONT_SIZE = 4, 14
+INK, PAPER = (75, 80, 92), (255, 255, 255)
+
+
+def to_pixels(x: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:
+    """Turn images into RGB pixels.
+
+    Args:
+        x: images ``[N, C, H, W]``, or volumes ``[N, C, D, H, W]`` of which the middle slice is taken.
+        value_range: what becomes black and white; values outside are clamped.
+
+    Returns:
+        ``[N, H, W, 3]`` uint8.
+
+    Raises:
+        ValueError: for another number of axes.
+
+    Example:
+        >>> to_pixels(torch.tensor([[[[0.0, 1.0]]]]), (0, 1))[0, 0].tolist()
+        [[0, 0, 0], [255, 255, 255]]
+    """
+    x = _middle_slice(x).detach().float().cpu()
+    low, high = value_range
+    unit = ((x - low) / (high - low)).nan_to_num(0).clamp(0, 1)
+    channels = unit.shape[1]
+    if channels == 1:
+        unit = unit.expand(-1, 3, -1, -1)
+    elif channels == 2:
+        # Magenta and green: told apart by readers who cannot tell red from green, white where both are high.
+        unit = unit[:, [0, 1, 0]]
+    return (unit[:, :3] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def image_grid(
+    x: Tensor,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    columns: int | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    min_tile: int = MIN_TILE,
+    max_tile: int = MAX_TILE,
+) -> np.ndarray:
+    """Arrange images in a grid, small ones enlarged by whole factors without smoothing.
+
+    Args:
+        x: ``[N, C, H, W]``, N >= 1.
+        value_range: what becomes black and white.
+        columns: images in a row; about a square by default.
+        labels: a short text under each image.
+        min_tile: least length of a tile's longer side in pixels.
+        max_tile: greatest length of a tile's longer side in pixels.
+
+    Returns:
+        ``[height, width, 3]`` uint8.
+
+    Raises:
+        ValueError: for no image, or labels that are not one for each image.
+
+    Example:
+        >>> image_grid(torch.zeros(3, 1, 8, 8), columns=3).shape
+        (96, 296, 3)
+    """
+    if not len(x):
+        raise ValueError("got no image; expected at least one")
+    if labels is not None and len(labels) != len(x):
+        raise ValueError(f"got {len(labels)} labels for {len(x)} images; expected one for each")
+    columns = min(len(x), columns or math.ceil(math.sqrt(len(x))))
+    tiles = _tiles(to_pixels(x, value_range), min_tile, max_tile)
+    rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    captions = None
+    if labels is not None:
+        captions = [list(labels[i : i + columns]) for i in range(0, len(labels), columns)]
+    return _assemble(rows, captions=captions)
+
+
+def comparison_grid(
+    originals: Tensor,
+    reconstructions: Tensor,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    *,
+    labels: Sequence[str] | None = None,
+    min_tile: int = MIN_TILE,
+    max_tile: int = MAX_TILE,
+) -> np.ndarray:
+    """Show originals, reconstructions and error maps under each other.
+
+    The error is the absolute difference averaged over channels, in matplotlib's magma on one scale for all images, from
+    zero to the largest error; the scale stands beside the maps.
+
+    Args:
+        originals: ``[N, C, H, W]``.
+        reconstructions: of the same shape.
+        value_range: what becomes black and white.
+        labels: a short text under each column.
+        min_tile: least length of a tile's longer side in pixels.
+        max_tile: greatest length of a tile's longer side in pixels.
+
+    Returns:
+        ``[height, width, 3]`` uint8.
+
+    Raises:
+        ValueError: for unequal shapes or labels that are not one for each image.
+    """
+    if originals.shape != reconstructions.shape:
+        raise ValueError(
+            f"got originals {tuple(originals.shape)} and reconstructions {tuple(reconstructions.shape)}; "
+            "expected equal shapes"
+        )
+    if labels is not None and len(labels) != len(originals):
+        raise ValueError(f"got {len(labels)} labels for {len(originals)} images; expected one for each")
+    low, high = value_range
+    a, b = _middle_slice(originals), _middle_slice(reconstructions)
+    error = (a.detach().float() - b.detach().float().clamp(low, high)).abs().mean(1).cpu().numpy()
+    largest = float(np.nanmax(error)) or (high - low)
+    maps = _magma(error / largest)
+    rows = [list(_tiles(p, min_tile, max_tile)) for p in (to_pixels(a, value_range), to_pixels(b, value_range), maps)]
+    grid = _assemble(
+        rows,
+        row_labels=["original", "reconstruction", "error"],
+        captions=None if labels is None else [None, None, list(labels)],
+    )
+    bar = _scale_bar(rows[2][0].shape[0], largest)
+    top = 2 * (rows[0][0].shape[0] + GAP)
+    canvas = np.full((grid.shape[0], grid.shape[1] + bar.shape[1], 3), 255, np.uint8)
+    canvas[:, : grid.shape[1]] = grid
+    canvas[top : top + bar.shape[0], grid.shape[1] :] = bar
+    return canvas
+
+
+def interpolation_grid(
+    frames: Tensor,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    *,
+    ends: Tensor | None = None,
+    min_tile: int = MIN_TILE,
+    max_tile: int = MAX_TILE,
+) -> np.ndarray:
+    """Show one interpolation a row, the two originals at its ends.
+
+    Args:
+        frames: decoded paths, ``[R, steps, C, H, W]``.
+        value_range: what becomes black and white.
+        ends: the original images, ``[R, 2, C, H, W]``.
+        min_tile: least length of a tile's longer side in pixels.
+        max_tile: greatest length of a tile's longer side in pixels.
+
+    Returns:
+        ``[height, width, 3]`` uint8.
+    """
+    steps = frames.shape[1]
+    headings = [f"{a:.2f}" for a in np.linspace(0, 1, steps)]
+    rows = [list(_tiles(to_pixels(row, value_range), min_tile, max_tile)) for row in frames]
+    if ends is not None:
+        for row, pair in zip(rows, ends, strict=True):
+            first, last = _tiles(to_pixels(pair, value_range), min_tile, max_tile)
+            row.insert(0, _margin(first, right=2 * GAP))
+            row.append(_margin(last, left=2 * GAP))
+        headings = ["original", *headings, "original"]
+    return _assemble(rows, headings=headings)
+
+
+def traversal_grid(
+    frames: Tensor,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    *,
+    dimensions: Sequence[int] | None = None,
+    kl: Sequence[float] | None = None,
+    span: float = 3.0,
+    min_tile: int = MIN_TILE,
+    max_tile: int = MAX_TILE,
+) -> np.ndarray:
+    """Show one latent dimension a row, labelled with its number and its KL.
+
+    Args:
+        frames: what :func:`omnivae.report.traverse` returned, ``[R, steps, C, H, W]``.
+        value_range: what becomes black and white.
+        dimensions: the number of each row's dimension; 0, 1, ... by default.
+        kl: KL of every latent dimension in nats, indexed by dimension.
+        span: standard deviations at the ends, for the headings.
+        min_tile: least length of a tile's longer side in pixels.
+        max_tile: greatest length of a tile's longer side in pixels.
+
+    Returns:
+        ``[height, width, 3]`` uint8.
+    """
+    dimensions = range(len(frames)) if dimensions is None else dimensions
+    names = [f"z{d}" + (f"\n{kl[d]:.2f} nats" if kl is not None and len(kl) else "") for d in dimensions]
+    headings = [f"{v:+.1f} σ".replace("-", "−") if v else "mean" for v in np.linspace(-span, span, frames.shape[1])]
+    rows = [list(_tiles(to_pixels(row, value_range), min_tile, max_tile)) for row in frames]
+    return _assemble(rows, row_labels=names, headings=headings)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Encode pixels as PNG.
+
+    Args:
+        pixels: ``[H, W, 3]`` uint8.
+
+    Returns:
+        The file's bytes.
+    """
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# -- inside
+
+
+def _middle_slice(x: Tensor) -> Tensor:
+    if x.ndim == 5:
+        return x[:, :, x.shape[2] // 2]
+    if x.ndim != 4:
+        raise ValueError(
+            f"got a tensor of shape {tuple(x.shape)}; expected images [N, C, H, W] or volumes [N, C, D, H, W]"
+        )
+    return x
+
+
+def _magma(unit: np.ndarray) -> np.ndarray:
+    from matplotlib import colormaps
+
+    return (colormaps["magma"](np.nan_to_num(unit))[..., :3] * 255).round().astype(np.uint8)
+
+
+def _tiles(pixels: np.ndarray, min_tile: int, max_tile: int) -> np.ndarray:
+    """Enlarge small images by a whole factor, reduce large ones by area."""
+    from PIL import Image
+
+    height, width = pixels.shape[1:3]
+    if max(height, width) < min_tile:
+        factor = math.ceil(min_tile / max(height, width))
+        return pixels.repeat(factor, 1).repeat(factor, 2)
+    if max(height, width) > max_tile:
+        scale = max_tile / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in pixels])
+    return pixels
+
+
+def _margin(tile: np.ndarray, *, left: int = 0, right: int = 0) -> np.ndarray:
+    return np.pad(tile, ((0, 0), (left, right), (0, 0)), constant_values=255)
+
+
+def _assemble(
+    rows: Sequence[Sequence[np.ndarray]],
+    *,
+    row_labels: Sequence[str] | None = None,
+    headings: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str] | None] | None = None,
+) -> np.ndarray:
+    """Put tiles on white paper: labels left of rows, headings above columns, captions under tiles."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(FONT_SIZE)
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    line = FONT_SIZE + 6
+    widths = [row_tile.shape[1] for row_tile in rows[0]]
+    left = 0
+    if row_labels is not None:
+        left = 12 + max(math.ceil(pen.textlength(part, font=font)) for text in row_labels for part in text.split("\n"))
+    captions = captions or [None] * len(rows)
+    top = line if headings is not None else 0
+    heights = [row[0].shape[0] + (line if caption else 0) for row, caption in zip(rows, captions, strict=True)]
+    size = (left + sum(widths) + GAP * (len(widths) - 1), top + sum(heights) + GAP * (len(rows) - 1))
+    canvas = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(canvas)
+
+    def write(text: str, centre: float, middle: float, room: float) -> None:
+        pen.text((centre, middle), _fitted(text, font, room, pen), fill=INK, font=font, anchor="mm")
+
+    y = top
+    for index, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        x = left
+        height = row[0].shape[0]
+        if row_labels is not None:
+            pen.multiline_text(
+                (left - 12, y + height / 2), row_labels[index], fill=INK, font=font, anchor="rm", align="right"
+            )
+        for column, tile in enumerate(row):
+            canvas.paste(Image.fromarray(tile), (x, y))
+            if headings is not None and index == 0:
+                write(headings[column], x + tile.shape[1] / 2, line / 2 - 2, tile.shape[1])
+            if caption:
+                write(caption[column], x + tile.shape[1] / 2, y + height + line / 2, tile.shape[1])
+            x += tile.shape[1] + GAP
+        y += heights[index] + GAP
+    return np.asarray(canvas)
+
+
+def _fitted(text: str, font: Any, room: float, pen: Any) -> str:
+    if pen.textlength(text, font=font) <= room:
+        return text
+    while text and pen.textlength(text + "…", font=font) > room:
+        text = text[:-1]
+    return text + "…"
+
+
+def _scale_bar(height: int, largest: float) -> np.ndarray:
+    """A vertical magma scale from 0 to the largest error, with its numbers."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(FONT_SIZE)
+    top, bottom = f"{largest:.2g}", "0"
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    width = 12 + 14 + 6 + math.ceil(max(pen.textlength(t, font=font) for t in (top, bottom))) + 2
+    canvas = Image.new("RGB", (width, height), PAPER)
+    ramp = _magma(np.linspace(1, 0, height))[:, None].repeat(14, 1)
+    canvas.paste(Image.fromarray(ramp), (12, 0))
+    pen = ImageDraw.Draw(canvas)
+    pen.text((32, 1), top, fill=INK, font=font, anchor="lt")
+    pen.text((32, height - 1), bottom, fill=INK, font=font, anchor="lb")
+    return np.asarray(canvas)

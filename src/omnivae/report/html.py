@@ -1,0 +1,335 @@
+"""The report: one self-contained HTML file about a trained model."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from omnivae.metrics import METRICS, Evaluation, evaluate, psnr
+from omnivae.report import figures, page, plots
+from omnivae.report.collect import Chosen, Encoded, choose, encode_all, same_size, stack
+from omnivae.report.history import read_history
+from omnivae.report.latent_ops import _device, _evaluating, interpolate, order_by_kl, reconstruct, traverse
+
+#: What is measured where no evaluation is given.
+QUICK_METRICS = ("psnr", "ssim", "mse", "l1")
+DENSITY_METRICS = ("elbo", "kl", "bits_per_dim", "active_units")
+MAX_TRAVERSALS = 10
+SAMPLE_COLUMNS, SAMPLE_ROWS = 8, 4
+INTERPOLATIONS = 4
+Section = tuple[str, str]
+
+
+def write_report(
+    model: Any,
+    dataset: Any,
+    output: str | Path,
+    *,
+    evaluation: Evaluation | None = None,
+    history: str | Path | None = None,
+    config_text: str | None = None,
+    title: str = "omnivae report",
+    dataset_name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    projections: Sequence[Literal["pca", "tsne"]] = ("pca", "tsne"),
+    num_images: int = 8,
+    num_latents: int = 1000,
+    seed: int = 0,
+) -> Path:
+    """Write a report on a model: reconstructions and errors, samples, walks through the latent space, curves, numbers.
+
+    The file needs nothing else: pictures and style are inside, there is no script and no request. The same model, data
+    and seed give the same file.
+
+    Args:
+        model: a VAE; used without gradients in evaluation mode, and left as it was.
+        dataset: map-style, items with ``x [C, H, W]`` or ``[C, D, H, W]`` and ``key``, optionally ``label``, ``cond``.
+        output: where to write; missing folders are created and the file appears whole or not at all.
+        evaluation: numbers to show; where there are none, image and ELBO metrics of the ``num_latents`` chosen images.
+        history: a run's ``metrics.csv``, for the curves.
+        config_text: the run's configuration, shown as it is.
+        title: heading.
+        dataset_name: name of the data, as shown; the dataset's class by default.
+        class_names: name of each label.
+        projections: panels of the latent map, "pca" and "tsne".
+        num_images: images that are shown with their reconstructions, >= 1.
+        num_latents: images that are encoded for the latent map and its statistics, >= 2.
+        seed: seed of the choice of images, of the samples and of t-SNE.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: when the history is missing.
+        ValueError: for an empty dataset, or counts that are too small.
+    """
+    if num_images < 1 or num_latents < 2:
+        raise ValueError(f"got num_images={num_images}, num_latents={num_latents}; expected at least 1 and 2")
+    curves = None if history is None else read_history(history)
+    chosen = choose(dataset, max(num_latents, num_images), seed=seed)
+    device = _device(model)
+    with torch.no_grad(), _evaluating(model):
+        shown = same_size(chosen, max(num_images, 2 * INTERPOLATIONS))
+        encoded = encode_all(model, Chosen(dataset, chosen.indices[:num_latents]), device)
+        measured_all = evaluation is not None
+        if evaluation is None:
+            names = QUICK_METRICS + (DENSITY_METRICS if encoded.kl else ())
+            evaluation = evaluate(model, chosen, names, seed=seed, progress=False)
+        name = dataset_name or type(dataset).__name__
+        sections = [
+            _summary(model, encoded, evaluation, shown, name, len(dataset)),
+            _reconstructions(model, shown[:num_images], device),
+            _samples(model, shown, device, seed),
+            *_interpolations(model, shown, device),
+            *_traversals(model, shown[0], encoded),
+            *_kl(encoded, evaluation),
+            *_latent_map(encoded, class_names, projections, seed),
+        ]
+        if curves:
+            note = "Each panel is one quantity over the training steps; a logarithmic axis where values span decades."
+            sections.append(
+                page.section("Training", note, page.picture(plots.curves(curves), "Training curves", scale=2 / 3))
+            )
+        sections.append(_evaluation(evaluation, measured_all, len(dataset)))
+        if config_text is not None:
+            sections.append(page.folded("Configuration", page.code(config_text)))
+        sections.append(_origin(model, device, seed, len(chosen)))
+    lead = f"{type(model).__name__} with {_count(_parameters(model))} parameters on {name}"
+    text = page.page(title, lead, sections, f"Written by omnivae {_version('omnivae')}. This file is self-contained.")
+    return _write(Path(output), text)
+
+
+# -- sections
+
+
+def _summary(
+    model: Any,
+    encoded: Encoded,
+    evaluation: Evaluation,
+    shown: list[Mapping[str, Any]],
+    dataset_name: str,
+    size: int,
+) -> Section:
+    shape = tuple(shown[0]["x"].shape)
+    ratio = math.prod(shape) / math.prod(encoded.latent_shape)
+    low, high = model.value_range
+    headline = [
+        (row[1], row[3], f"{row[0].replace('_', ' ').upper() if row[0] in ('psnr', 'ssim', 'elbo', 'nll') else row[0]}")
+        for row in evaluation.rows()
+        if row[0] in ("psnr", "ssim", "elbo", "nll")
+    ]
+    headline += [(f"{ratio:.3g}×", "", "compression"), (_count(_parameters(model)), "", "parameters")]
+    kinds = {
+        "encoder": getattr(model, "encoder", None),
+        "decoder": getattr(model, "decoder", None),
+        "posterior": getattr(model, "posterior", None),
+        "prior": getattr(model, "prior", None),
+        "likelihood": getattr(model, "likelihood_head", None),
+    }
+    rows = [
+        ("Model", type(model).__name__),
+        *((part.capitalize(), type(module).__name__) for part, module in kinds.items() if module is not None),
+        ("Parameters", f"{_parameters(model):,}"),
+        (
+            "Image",
+            f"{_times(shape[1:])} pixels, {shape[0]} channel{'s' * (shape[0] > 1)}, values in [{low:g}, {high:g}]",
+        ),
+        ("Latent", _latent_text(encoded.latent_shape)),
+        ("Compression", f"{ratio:.3g} image values for each latent value"),
+        ("Data", f"{dataset_name}, {size:,} images"),
+    ]
+    return page.section("Summary", "", page.tiles(headline), page.facts(rows))
+
+
+def _reconstructions(model: Any, shown: list[Mapping[str, Any]], device: torch.device) -> Section:
+    x = _batch(shown, device)
+    decoded = reconstruct(model, x, stack(shown, "cond", device)).clamp(*model.value_range)
+    values = psnr(decoded, x, data_range=model.value_range[1] - model.value_range[0]).tolist()
+    grid = figures.comparison_grid(x, decoded, model.value_range, labels=[f"{v:.1f} dB" for v in values])
+    note = (
+        "Each image, the decoded mean of its posterior, and their absolute difference averaged over channels, on one "
+        "scale for all; below, the PSNR of each."
+    )
+    alt = f"{len(shown)} original images above their reconstructions and the maps of their errors"
+    return page.section("Reconstructions", note, page.picture(figures.to_png(grid), alt))
+
+
+def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, seed: int) -> Section:
+    count = SAMPLE_COLUMNS * SAMPLE_ROWS
+    cond = stack([shown[i % len(shown)] for i in range(count)], "cond", device)
+    x = model.sample(
+        count,
+        size=tuple(shown[0]["x"].shape[1:]),
+        cond=cond,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    note = "Decoded draws from the prior: what the model takes for an image when it is shown none."
+    grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS)
+    return page.section("Samples", note, page.picture(figures.to_png(grid), f"{count} images sampled from the prior"))
+
+
+def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.device) -> Iterator[Section]:
+    pairs = _pairs(shown)
+    if not pairs:
+        return
+    # A pair of images with different conditions has no condition of its own: the first image's leads.
+    frames = torch.stack([interpolate(model, a["x"], b["x"], steps=10, cond=_cond(a)) for a, b in pairs])
+    ends = torch.stack([torch.stack([a["x"], b["x"]]) for a, b in pairs])
+    grid = figures.interpolation_grid(frames, model.value_range, ends=ends)
+    note = "Straight lines between the posterior means of two images; the number is the share of the second image."
+    alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
+    yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
+
+
+def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded) -> Iterator[Section]:
+    order = order_by_kl(encoded.kl, len(encoded.centre))[:MAX_TRAVERSALS]
+    span = 3.0
+    frames = traverse(
+        model,
+        item["x"],
+        dimensions=order,
+        span=span,
+        statistics=(encoded.centre, encoded.spread),
+        cond=_cond(item),
+    )
+    grid = figures.traversal_grid(frames, model.value_range, dimensions=order, kl=encoded.kl, span=span)
+    if len(encoded.latent_shape) > 1:
+        what = "One latent channel a row, set to the same value at all positions"
+    else:
+        what = "One latent dimension a row"
+    note = (
+        f"{what}, from {span:g} standard deviations below to {span:g} above its mean over the data; all others keep "
+        "the values of one image."
+    )
+    if encoded.kl:
+        note += " Ordered by KL: the dimensions that carry most information first."
+    alt = f"Traversals of {len(order)} latent dimensions"
+    yield page.section("Traversals", note, page.picture(figures.to_png(grid), alt))
+
+
+def _kl(encoded: Encoded, evaluation: Evaluation) -> Iterator[Section]:
+    values = evaluation.kl_per_dimension or encoded.kl
+    if not values:
+        return
+    note = "How much information each dimension carries about the image; one near zero equals the prior and is unused."
+    if len(encoded.latent_shape) > 1:
+        note += " A dimension is a channel, summed over its positions."
+    alt = f"Bar chart of the KL divergence of {len(values)} latent dimensions, largest first"
+    yield page.section("KL per dimension", note, page.picture(plots.kl_bar(values), alt, scale=2 / 3))
+
+
+def _latent_map(
+    encoded: Encoded, class_names: Sequence[str] | None, projections: Sequence[Literal["pca", "tsne"]], seed: int
+) -> Iterator[Section]:
+    count = len(encoded.means)
+    if count < 2 or not projections:
+        return
+    # t-SNE needs neighbours: a handful of points has none.
+    methods = [m for m in projections if m == "pca" or count >= 10]
+    png = plots.latent_map(encoded.means, encoded.labels, class_names=class_names, methods=methods, seed=seed)
+    names = {"pca": "their first two principal components", "tsne": "t-SNE, which keeps neighbours together"}
+    note = f"Posterior means of {count:,} images: {' and '.join(names[m] for m in methods)}."
+    if len(encoded.latent_shape) > 1:
+        note += " Spatial latents are averaged over their positions."
+    if encoded.labels is not None:
+        note += " Colours are labels."
+    yield page.section("Latent map", note, page.picture(png, f"Map of the latents of {count} images", scale=2 / 3))
+
+
+def _evaluation(evaluation: Evaluation, measured_all: bool, size: int) -> Section:
+    rows = []
+    for name, mean, interval, unit, better in evaluation.rows():
+        known = METRICS.get(name)
+        arrow = {"higher": "↑", "lower": "↓"}.get(better, "")
+        rows.append((f"{name} {arrow}".strip(), mean, interval, unit, known.meaning if known else ""))
+    note = f"Means over {evaluation.images:,} images with 95 % bootstrap intervals; the arrow is the better direction."
+    if not measured_all and evaluation.images < size:
+        note += f" A random part of the {size:,} images: run omnivae evaluate for all of them."
+    extra = [f"{name}: {text}." for name, text in evaluation.notes.items()]
+    classes = ("", "number", "number", "", "meaning")
+    content = page.table(("metric", "mean", "95 % interval", "unit", "meaning"), rows, classes)
+    return page.section("Evaluation", " ".join([note, *extra]), content)
+
+
+def _origin(model: Any, device: torch.device, seed: int, chosen: int) -> Section:
+    rows = [
+        ("omnivae", _version("omnivae")),
+        ("PyTorch", torch.__version__),
+        ("Python", platform.python_version()),
+        ("Platform", f"{platform.system()} {platform.machine()}"),
+        ("Device", str(device)),
+        ("Seed", str(seed)),
+        ("Images chosen at random", f"{chosen:,}"),
+    ]
+    prepared = {k: v for k, v in getattr(model, "statistics", {}).items() if isinstance(v, (str, int, float, list))}
+    rows += [(f"Model: {k.replace('_', ' ')}", _clip(str(v))) for k, v in prepared.items()]
+    return page.section("How it was made", "", page.facts(rows))
+
+
+# -- inside
+
+
+def _batch(items: list[Mapping[str, Any]], device: torch.device) -> Tensor:
+    x = stack(items, "x", device)
+    assert x is not None
+    return x
+
+
+def _pairs(shown: list[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(shown[i], shown[i + 1]) for i in range(0, min(len(shown) - 1, 2 * INTERPOLATIONS - 1), 2)]
+
+
+def _cond(item: Mapping[str, Any]) -> Tensor | None:
+    return None if item.get("cond") is None else torch.as_tensor(item["cond"])
+
+
+def _parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _latent_text(shape: tuple[int, ...]) -> str:
+    values = math.prod(shape)
+    if len(shape) == 1:
+        return f"vector of {values} values"
+    return f"{shape[0]} channels of {_times(shape[1:])} positions, {values:,} values"
+
+
+def _times(size: Sequence[int]) -> str:
+    return " × ".join(str(n) for n in size)
+
+
+def _count(n: int) -> str:
+    for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= factor:
+            return f"{n / factor:.3g}{letter}"
+    return str(n)
+
+
+def _clip(text: str, length: int = 120) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,176 @@
+"""Walks through the latent space: reconstructions, interpolations and traversals, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from omnivae.metrics import Inference, kl_per_dimension
+
+
+@torch.no_grad()
+def reconstruct(model: Any, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    """Decode the posterior modes of images.
+
+    Args:
+        model: a VAE; used in evaluation mode and left as it was.
+        x: images in the model's value range, ``[B, C, *S]``.
+        cond: condition, ``[B, E]``.
+
+    Returns:
+        ``[B, C, *S]``, as decoded: not clamped to the value range.
+    """
+    with _evaluating(model):
+        return model.decode(model.encode(x.to(_device(model)), cond), cond)
+
+
+@torch.no_grad()
+def interpolate(
+    model: Any,
+    x1: Tensor,
+    x2: Tensor,
+    *,
+    steps: int = 10,
+    mode: Literal["linear", "spherical"] = "linear",
+    cond: Tensor | None = None,
+) -> Tensor:
+    """Decode a path between the posterior modes of two images, at ``linspace(0, 1, steps)``.
+
+    Args:
+        model: a VAE; used in evaluation mode and left as it was.
+        x1: first image, ``[C, *S]``.
+        x2: second image, of the same shape.
+        steps: number of images on the path, >= 2, both ends included.
+        mode: "linear" for ``(1 - a) z1 + a z2``; "spherical" for the great circle (Shoemake, Animating rotation with
+            quaternion curves, 1985), which keeps the norm that a Gaussian prior expects in high dimensions.
+        cond: condition of the decoded images and of both encodings, ``[E]``.
+
+    Returns:
+        ``[steps, C, *S]``; the ends are the two reconstructions.
+
+    Raises:
+        ValueError: for images of unequal shape, fewer than two steps, or an unknown mode.
+    """
+    if x1.shape != x2.shape:
+        raise ValueError(
+            f"got images of shape {tuple(x1.shape)} and {tuple(x2.shape)}; expected equal shapes: resize one"
+        )
+    if steps < 2:
+        raise ValueError(f"got steps={steps}; expected at least the two ends")
+    if mode not in ("linear", "spherical"):
+        raise ValueError(f"got mode={mode!r}; expected 'linear' or 'spherical'")
+    device = _device(model)
+    pair = torch.stack([x1, x2]).to(device)
+    with _evaluating(model):
+        q = model.encode(pair, _repeat(cond, 2, device))
+        z1, z2 = q.mode()
+        alpha = torch.linspace(0, 1, steps, dtype=z1.dtype, device=device).reshape(-1, *[1] * z1.ndim)
+        path = (1 - alpha) * z1 + alpha * z2 if mode == "linear" else _great_circle(z1, z2, alpha)
+        return model.decode(path, _repeat(cond, steps, device), size=q.input_size)
+
+
+@torch.no_grad()
+def traverse(
+    model: Any,
+    x: Tensor,
+    *,
+    dimensions: Sequence[int] | None = None,
+    span: float = 3.0,
+    steps: int = 9,
+    statistics: tuple[Tensor, Tensor] | None = None,
+    cond: Tensor | None = None,
+) -> Tensor:
+    """Decode an image's latent with one dimension at a time set to values across its range.
+
+    Args:
+        model: a VAE; used in evaluation mode and left as it was.
+        x: the image whose other dimensions are kept, ``[C, *S]``.
+        dimensions: which dimensions, one row each; by default all, by falling KL of this image.
+        span: how far to go, in standard deviations to either side of the mean, > 0.
+        steps: number of values, >= 2.
+        statistics: mean and standard deviation of each dimension over the data (of the aggregate posterior), ``[D]``
+            each; the standard normal's by default.
+        cond: condition, ``[E]``.
+
+    Returns:
+        ``[len(dimensions), steps, C, *S]``. A dimension of a spatial latent is a channel; it is set to the value at all
+        positions alike.
+
+    Raises:
+        ValueError: for a dimension that the latent lacks, fewer than two steps, or a span that is not positive.
+    """
+    if steps < 2 or not span > 0:
+        raise ValueError(f"got steps={steps}, span={span}; expected at least 2 steps and a positive span")
+    device = _device(model)
+    with _evaluating(model):
+        inference = Inference(model, x[None].to(device), ["x"], cond=_repeat(cond, 1, device))
+        q = inference.posterior
+        z = q.mode()
+        if dimensions is None:
+            dimensions = order_by_kl(kl_per_dimension(inference), z.shape[1])
+        wrong = [d for d in dimensions if not 0 <= d < z.shape[1]]
+        if wrong:
+            raise ValueError(f"got latent dimension {wrong[0]}; this model has dimensions 0 to {z.shape[1] - 1}")
+        mean, std = statistics or (torch.zeros(z.shape[1]), torch.ones(z.shape[1]))
+        rows = []
+        for d in dimensions:
+            values = float(mean[d]) + float(std[d]) * torch.linspace(-span, span, steps)
+            moved = z.repeat(steps, *[1] * (z.ndim - 1))
+            moved[:, d] = values.to(z).reshape(-1, *[1] * (z.ndim - 2))
+            rows.append(model.decode(moved, _repeat(cond, steps, device), size=q.input_size))
+        return torch.stack(rows)
+
+
+def order_by_kl(kl: Tensor | Sequence[float] | None, num_dimensions: int) -> list[int]:
+    """Return the dimensions by falling KL.
+
+    Args:
+        kl: KL of each dimension in nats, ``[D]``; ``None`` or empty where it is not defined.
+        num_dimensions: D.
+
+    Returns:
+        A permutation of ``range(D)``; the identity where there is no KL.
+
+    Example:
+        >>> order_by_kl([0.1, 2.0, 0.5], 3)
+        [1, 2, 0]
+    """
+    if kl is None or not len(kl):
+        return list(range(num_dimensions))
+    return torch.argsort(torch.as_tensor(kl), descending=True, stable=True).tolist()
+
+
+# -- inside
+
+
+def _great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
+    cosine = torch.nn.functional.cosine_similarity(z1.double().flatten(), z2.double().flatten(), dim=0).clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    if float(angle.sin()) < 1e-6:
+        # Parallel or opposite latents: there is no one great circle, and the line is its limit.
+        return (1 - alpha) * z1 + alpha * z2
+    a = alpha.double()
+    return ((torch.sin((1 - a) * angle) * z1 + torch.sin(a * angle) * z2) / angle.sin()).to(z1.dtype)
+
+
+def _repeat(cond: Tensor | None, n: int, device: torch.device) -> Tensor | None:
+    return None if cond is None else cond.to(device).expand(n, *cond.shape)
+
+
+def _device(model: Any) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
