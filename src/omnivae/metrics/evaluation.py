@@ -161,4 +161,4 @@ def _finite(value: float | None) -> float | None:
 def _short(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
-    return f"{value:#.5g}".rstrip(".")
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:#.5g}".rstrip(".")

@@ -5,6 +5,7 @@ from omnivae.report.history import read_history
 from omnivae.report.html import write_report
 from omnivae.report.latent_ops import interpolate, reconstruct, traverse
 from omnivae.report.plots import curves, kl_bar, latent_map
+from omnivae.report.preview import run_picture
 
 __all__ = [
     "comparison_grid",
@@ -16,6 +17,7 @@ __all__ = [
     "latent_map",
     "read_history",
     "reconstruct",
+    "run_picture",
     "to_pixels",
     "to_png",
     "traversal_grid",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from omnivae.metrics import Inference, kl_per_dimension
 
-BATCH = 32
+#: Pixels that go through the model at once; bounds the memory for large images.
+PIXELS_AT_ONCE = 2**20
 
 
 class Chosen:
@@ -74,16 +76,31 @@ def choose(dataset: Any, count: int, *, seed: int) -> Chosen:
     return Chosen(dataset, np.random.default_rng(seed).permutation(len(dataset))[:count].tolist())
 
 
+def batch_size_for(size: Sequence[int], *, at_most: int = 32) -> int:
+    """Return how many images of a spatial size go through the model at once."""
+    return max(1, min(at_most, PIXELS_AT_ONCE // math.prod(size)))
+
+
 def same_size(items: Chosen, count: int) -> list[Mapping[str, Any]]:
-    """Return the first ``count`` items that have the size of the first one, to stand side by side."""
-    found: list[Mapping[str, Any]] = []
-    for index in range(len(items)):
+    """Return ``count`` items of the first one's size, to stand side by side, with labels as varied as can be.
+
+    Args:
+        items: where to look.
+        count: how many to return, fewer where there are no more.
+
+    Returns:
+        The items: one of each label first, then a second of each, and so on.
+    """
+    found: list[tuple[int, int, Mapping[str, Any]]] = []
+    seen: dict[float | None, int] = {}
+    for index in range(min(len(items), 4 * count)):
         item = items[index]
-        if not found or item["x"].shape == found[0]["x"].shape:
-            found.append(item)
-        if len(found) == count:
-            break
-    return found
+        if found and item["x"].shape != found[0][2]["x"].shape:
+            continue
+        label = _label(item)
+        found.append((0 if label is None else seen.get(label, 0), index, item))
+        seen[label] = seen.get(label, 0) + 1
+    return [item for _, _, item in sorted(found, key=lambda entry: entry[:2])[:count]]
 
 
 def stack(items: list[Mapping[str, Any]], name: str, device: torch.device) -> Tensor | None:
@@ -136,7 +153,7 @@ def encode_all(model: Any, items: Chosen, device: torch.device) -> Encoded:
         labels[index] = _label(item)
         group = waiting.setdefault(tuple(item["x"].shape), [])
         group.append((index, item))
-        if len(group) == BATCH:
+        if len(group) == batch_size_for(item["x"].shape[1:]):
             take(waiting.pop(tuple(item["x"].shape)))
     for group in waiting.values():
         take(group)

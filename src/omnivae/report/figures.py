@@ -10,15 +10,20 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
 #: Tiles are enlarged by whole factors to at least MIN_TILE pixels and reduced to at most MAX_TILE.
 MIN_TILE, MAX_TILE = 96, 256
-GAP, FONT_SIZE = 4, 14
+GAP, FONT_SIZE = 4, 13
 INK, PAPER = (75, 80, 92), (255, 255, 255)
 
 
@@ -99,6 +104,7 @@ def comparison_grid(
     value_range: tuple[float, float] = (-1.0, 1.0),
     *,
     labels: Sequence[str] | None = None,
+    samples: Tensor | None = None,
     min_tile: int = MIN_TILE,
     max_tile: int = MAX_TILE,
 ) -> np.ndarray:
@@ -112,6 +118,7 @@ def comparison_grid(
         reconstructions: of the same shape.
         value_range: what becomes black and white.
         labels: a short text under each column.
+        samples: images for a further row, ``[N, C, H, W]``.
         min_tile: least length of a tile's longer side in pixels.
         max_tile: greatest length of a tile's longer side in pixels.
 
@@ -133,12 +140,15 @@ def comparison_grid(
     error = (a.detach().float() - b.detach().float().clamp(low, high)).abs().mean(1).cpu().numpy()
     largest = float(np.nanmax(error)) or (high - low)
     maps = _magma(error / largest)
-    rows = [list(_tiles(p, min_tile, max_tile)) for p in (to_pixels(a, value_range), to_pixels(b, value_range), maps)]
-    grid = _assemble(
-        rows,
-        row_labels=["original", "reconstruction", "error"],
-        captions=None if labels is None else [None, None, list(labels)],
-    )
+    pixels = [to_pixels(a, value_range), to_pixels(b, value_range), maps]
+    names = ["original", "reconstruction", "error"]
+    captions = [None, None, None if labels is None else list(labels)]
+    if samples is not None:
+        pixels.append(to_pixels(samples, value_range))
+        names.append("sample")
+        captions.append(None)
+    rows = [list(_tiles(p, min_tile, max_tile)) for p in pixels]
+    grid = _assemble(rows, row_labels=names, captions=captions)
     bar = _scale_bar(rows[2][0].shape[0], largest)
     top = 2 * (rows[0][0].shape[0] + GAP)
     canvas = np.full((grid.shape[0], grid.shape[1] + bar.shape[1], 3), 255, np.uint8)
@@ -272,9 +282,9 @@ def _assemble(
     captions: Sequence[Sequence[str] | None] | None = None,
 ) -> np.ndarray:
     """Put tiles on white paper: labels left of rows, headings above columns, captions under tiles."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.load_default(FONT_SIZE)
+    font = _font()
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     line = FONT_SIZE + 6
     widths = [row_tile.shape[1] for row_tile in rows[0]]
@@ -310,6 +320,15 @@ def _assemble(
     return np.asarray(canvas)
 
 
+@cache
+def _font() -> FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: it has Greek letters and a true minus, Pillow's own font has not."""
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), FONT_SIZE)
+
+
 def _fitted(text: str, font: Any, room: float, pen: Any) -> str:
     if pen.textlength(text, font=font) <= room:
         return text
@@ -320,9 +339,9 @@ def _fitted(text: str, font: Any, room: float, pen: Any) -> str:
 
 def _scale_bar(height: int, largest: float) -> np.ndarray:
     """A vertical magma scale from 0 to the largest error, with its numbers."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.load_default(FONT_SIZE)
+    font = _font()
     top, bottom = f"{largest:.2g}", "0"
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     width = 12 + 14 + 6 + math.ceil(max(pen.textlength(t, font=font) for t in (top, bottom))) + 2

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from omnivae.metrics import METRICS, Evaluation, evaluate, psnr
 from omnivae.report import figures, page, plots
-from omnivae.report.collect import Chosen, Encoded, choose, encode_all, same_size, stack
+from omnivae.report.collect import Chosen, Encoded, batch_size_for, choose, encode_all, same_size, stack
 from omnivae.report.history import read_history
-from omnivae.report.latent_ops import _device, _evaluating, interpolate, order_by_kl, reconstruct, traverse
+from omnivae.report.latent_ops import device_of, evaluating, interpolate, order_by_kl, reconstruct, traverse
 
 #: What is measured where no evaluation is given.
 QUICK_METRICS = ("psnr", "ssim", "mse", "l1")
 DENSITY_METRICS = ("elbo", "kl", "bits_per_dim", "active_units")
 MAX_TRAVERSALS = 10
-SAMPLE_COLUMNS, SAMPLE_ROWS = 8, 4
+#: Images of a quick evaluation; more need `omnivae evaluate`.
+QUICK_IMAGES = 200
+SAMPLE_COLUMNS = 8
 INTERPOLATIONS = 4
 Section = tuple[str, str]
 
@@ -38,7 +40,7 @@ def write_report(
     config_text: str | None = None,
     title: str = "omnivae report",
     dataset_name: str | None = None,
-    class_names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     projections: Sequence[Literal["pca", "tsne"]] = ("pca", "tsne"),
     num_images: int = 8,
     num_latents: int = 1000,
@@ -53,12 +55,12 @@ def write_report(
         model: a VAE; used without gradients in evaluation mode, and left as it was.
         dataset: map-style, items with ``x [C, H, W]`` or ``[C, D, H, W]`` and ``key``, optionally ``label``, ``cond``.
         output: where to write; missing folders are created and the file appears whole or not at all.
-        evaluation: numbers to show; where there are none, image and ELBO metrics of the ``num_latents`` chosen images.
+        evaluation: numbers to show; where there are none, image and ELBO metrics of 200 images at most.
         history: a run's ``metrics.csv``, for the curves.
         config_text: the run's configuration, shown as it is.
         title: heading.
         dataset_name: name of the data, as shown; the dataset's class by default.
-        class_names: name of each label.
+        classes: name of each label.
         projections: panels of the latent map, "pca" and "tsne".
         num_images: images that are shown with their reconstructions, >= 1.
         num_latents: images that are encoded for the latent map and its statistics, >= 2.
@@ -75,14 +77,21 @@ def write_report(
         raise ValueError(f"got num_images={num_images}, num_latents={num_latents}; expected at least 1 and 2")
     curves = None if history is None else read_history(history)
     chosen = choose(dataset, max(num_latents, num_images), seed=seed)
-    device = _device(model)
-    with torch.no_grad(), _evaluating(model):
+    device = device_of(model)
+    with torch.no_grad(), evaluating(model):
         shown = same_size(chosen, max(num_images, 2 * INTERPOLATIONS))
         encoded = encode_all(model, Chosen(dataset, chosen.indices[:num_latents]), device)
-        measured_all = evaluation is not None
         if evaluation is None:
             names = QUICK_METRICS + (DENSITY_METRICS if encoded.kl else ())
-            evaluation = evaluate(model, chosen, names, seed=seed, progress=False)
+            evaluation = evaluate(
+                model,
+                Chosen(dataset, chosen.indices[:QUICK_IMAGES]),
+                names,
+                batch_size=batch_size_for(shown[0]["x"].shape[1:]),
+                num_samples_elbo=1,
+                seed=seed,
+                progress=False,
+            )
         name = dataset_name or type(dataset).__name__
         sections = [
             _summary(model, encoded, evaluation, shown, name, len(dataset)),
@@ -91,14 +100,14 @@ def write_report(
             *_interpolations(model, shown, device),
             *_traversals(model, shown[0], encoded),
             *_kl(encoded, evaluation),
-            *_latent_map(encoded, class_names, projections, seed),
+            *_latent_map(encoded, classes, projections, seed),
         ]
         if curves:
             note = "Each panel is one quantity over the training steps; a logarithmic axis where values span decades."
             sections.append(
                 page.section("Training", note, page.picture(plots.curves(curves), "Training curves", scale=2 / 3))
             )
-        sections.append(_evaluation(evaluation, measured_all, len(dataset)))
+        sections.append(_evaluation(evaluation, len(dataset)))
         if config_text is not None:
             sections.append(page.folded("Configuration", page.code(config_text)))
         sections.append(_origin(model, device, seed, len(chosen)))
@@ -122,9 +131,9 @@ def _summary(
     ratio = math.prod(shape) / math.prod(encoded.latent_shape)
     low, high = model.value_range
     headline = [
-        (row[1], row[3], f"{row[0].replace('_', ' ').upper() if row[0] in ('psnr', 'ssim', 'elbo', 'nll') else row[0]}")
-        for row in evaluation.rows()
-        if row[0] in ("psnr", "ssim", "elbo", "nll")
+        (f"{result.mean:.4g}".replace("-", "−"), result.unit, name.upper())
+        for name, result in evaluation.metrics.items()
+        if name in ("psnr", "ssim", "elbo", "nll")
     ]
     headline += [(f"{ratio:.3g}×", "", "compression"), (_count(_parameters(model)), "", "parameters")]
     kinds = {
@@ -163,14 +172,15 @@ def _reconstructions(model: Any, shown: list[Mapping[str, Any]], device: torch.d
 
 
 def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, seed: int) -> Section:
-    count = SAMPLE_COLUMNS * SAMPLE_ROWS
-    cond = stack([shown[i % len(shown)] for i in range(count)], "cond", device)
-    x = model.sample(
-        count,
-        size=tuple(shown[0]["x"].shape[1:]),
-        cond=cond,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    size = tuple(shown[0]["x"].shape[1:])
+    count = SAMPLE_COLUMNS * (4 if math.prod(size) <= 128**2 else 2)
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, count, batch_size_for(size)):
+        members = [shown[i % len(shown)] for i in range(start, min(count, start + batch_size_for(size)))]
+        cond = stack(members, "cond", device)
+        parts.append(model.sample(len(members), size=size, cond=cond, generator=generator).cpu())
+    x = torch.cat(parts)
     note = "Decoded draws from the prior: what the model takes for an image when it is shown none."
     grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS)
     return page.section("Samples", note, page.picture(figures.to_png(grid), f"{count} images sampled from the prior"))
@@ -183,7 +193,7 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
     # A pair of images with different conditions has no condition of its own: the first image's leads.
     frames = torch.stack([interpolate(model, a["x"], b["x"], steps=10, cond=_cond(a)) for a, b in pairs])
     ends = torch.stack([torch.stack([a["x"], b["x"]]) for a, b in pairs])
-    grid = figures.interpolation_grid(frames, model.value_range, ends=ends)
+    grid = figures.interpolation_grid(frames, model.value_range, ends=ends, max_tile=160)
     note = "Straight lines between the posterior means of two images; the number is the share of the second image."
     alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
     yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
@@ -200,7 +210,9 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded) -> Iterat
         statistics=(encoded.centre, encoded.spread),
         cond=_cond(item),
     )
-    grid = figures.traversal_grid(frames, model.value_range, dimensions=order, kl=encoded.kl, span=span)
+    grid = figures.traversal_grid(
+        frames, model.value_range, dimensions=order, kl=encoded.kl, span=span, min_tile=72, max_tile=128
+    )
     if len(encoded.latent_shape) > 1:
         what = "One latent channel a row, set to the same value at all positions"
     else:
@@ -227,14 +239,14 @@ def _kl(encoded: Encoded, evaluation: Evaluation) -> Iterator[Section]:
 
 
 def _latent_map(
-    encoded: Encoded, class_names: Sequence[str] | None, projections: Sequence[Literal["pca", "tsne"]], seed: int
+    encoded: Encoded, classes: Sequence[str] | None, projections: Sequence[Literal["pca", "tsne"]], seed: int
 ) -> Iterator[Section]:
     count = len(encoded.means)
     if count < 2 or not projections:
         return
     # t-SNE needs neighbours: a handful of points has none.
     methods = [m for m in projections if m == "pca" or count >= 10]
-    png = plots.latent_map(encoded.means, encoded.labels, class_names=class_names, methods=methods, seed=seed)
+    png = plots.latent_map(encoded.means, encoded.labels, classes=classes, methods=methods, seed=seed)
     names = {"pca": "their first two principal components", "tsne": "t-SNE, which keeps neighbours together"}
     note = f"Posterior means of {count:,} images: {' and '.join(names[m] for m in methods)}."
     if len(encoded.latent_shape) > 1:
@@ -244,18 +256,19 @@ def _latent_map(
     yield page.section("Latent map", note, page.picture(png, f"Map of the latents of {count} images", scale=2 / 3))
 
 
-def _evaluation(evaluation: Evaluation, measured_all: bool, size: int) -> Section:
+def _evaluation(evaluation: Evaluation, size: int) -> Section:
     rows = []
     for name, mean, interval, unit, better in evaluation.rows():
         known = METRICS.get(name)
         arrow = {"higher": "↑", "lower": "↓"}.get(better, "")
-        rows.append((f"{name} {arrow}".strip(), mean, interval, unit, known.meaning if known else ""))
+        numbers = (mean.replace("-", "−"), interval.replace("-", "−"))
+        rows.append((f"{name} {arrow}".strip(), *numbers, unit, known.meaning if known else ""))
     note = f"Means over {evaluation.images:,} images with 95 % bootstrap intervals; the arrow is the better direction."
-    if not measured_all and evaluation.images < size:
-        note += f" A random part of the {size:,} images: run omnivae evaluate for all of them."
+    if evaluation.images < size:
+        note += f" They are a part of the {size:,} images of the data; omnivae evaluate measures all."
     extra = [f"{name}: {text}." for name, text in evaluation.notes.items()]
-    classes = ("", "number", "number", "", "meaning")
-    content = page.table(("metric", "mean", "95 % interval", "unit", "meaning"), rows, classes)
+    styles = ("", "number", "number", "number", "meaning")
+    content = page.table(("metric", "mean", "95 % interval", "unit", "meaning"), rows, styles)
     return page.section("Evaluation", " ".join([note, *extra]), content)
 
 

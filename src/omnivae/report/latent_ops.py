@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omnivae.metrics import Inference, kl_per_dimension
+from omnivae.report.collect import batch_size_for
 
 
 @torch.no_grad()
@@ -24,8 +25,8 @@ def reconstruct(model: Any, x: Tensor, cond: Tensor | None = None) -> Tensor:
     Returns:
         ``[B, C, *S]``, as decoded: not clamped to the value range.
     """
-    with _evaluating(model):
-        return model.decode(model.encode(x.to(_device(model)), cond), cond)
+    with evaluating(model):
+        return model.decode(model.encode(x.to(device_of(model)), cond), cond)
 
 
 @torch.no_grad()
@@ -63,14 +64,14 @@ def interpolate(
         raise ValueError(f"got steps={steps}; expected at least the two ends")
     if mode not in ("linear", "spherical"):
         raise ValueError(f"got mode={mode!r}; expected 'linear' or 'spherical'")
-    device = _device(model)
+    device = device_of(model)
     pair = torch.stack([x1, x2]).to(device)
-    with _evaluating(model):
+    with evaluating(model):
         q = model.encode(pair, _repeat(cond, 2, device))
         z1, z2 = q.mode()
         alpha = torch.linspace(0, 1, steps, dtype=z1.dtype, device=device).reshape(-1, *[1] * z1.ndim)
         path = (1 - alpha) * z1 + alpha * z2 if mode == "linear" else _great_circle(z1, z2, alpha)
-        return model.decode(path, _repeat(cond, steps, device), size=q.input_size)
+        return _decode(model, path, cond, q.input_size)
 
 
 @torch.no_grad()
@@ -105,8 +106,8 @@ def traverse(
     """
     if steps < 2 or not span > 0:
         raise ValueError(f"got steps={steps}, span={span}; expected at least 2 steps and a positive span")
-    device = _device(model)
-    with _evaluating(model):
+    device = device_of(model)
+    with evaluating(model):
         inference = Inference(model, x[None].to(device), ["x"], cond=_repeat(cond, 1, device))
         q = inference.posterior
         z = q.mode()
@@ -121,7 +122,7 @@ def traverse(
             values = float(mean[d]) + float(std[d]) * torch.linspace(-span, span, steps)
             moved = z.repeat(steps, *[1] * (z.ndim - 1))
             moved[:, d] = values.to(z).reshape(-1, *[1] * (z.ndim - 2))
-            rows.append(model.decode(moved, _repeat(cond, steps, device), size=q.input_size))
+            rows.append(_decode(model, moved, cond, q.input_size))
         return torch.stack(rows)
 
 
@@ -157,16 +158,24 @@ def _great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
     return ((torch.sin((1 - a) * angle) * z1 + torch.sin(a * angle) * z2) / angle.sin()).to(z1.dtype)
 
 
+def _decode(model: Any, z: Tensor, cond: Tensor | None, size: Sequence[int]) -> Tensor:
+    """Decode in parts, so that a walk through large images needs no more memory than a few of them."""
+    parts = z.split(batch_size_for(size))
+    return torch.cat([model.decode(part, _repeat(cond, len(part), z.device), size=size) for part in parts])
+
+
 def _repeat(cond: Tensor | None, n: int, device: torch.device) -> Tensor | None:
     return None if cond is None else cond.to(device).expand(n, *cond.shape)
 
 
-def _device(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
+    """Return the device of a model's parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a model into evaluation mode, and every part of it back into its own mode afterwards."""
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()

@@ -43,6 +43,7 @@ th, td { text-align: left; padding: 7px 14px 7px 0; border-bottom: 1px solid var
 td { overflow-wrap: anywhere; }
 thead th { color: var(--muted); font-weight: 550; font-size: .86rem; }
 tbody th { font-weight: 550; white-space: nowrap; }
+table.facts th { width: 13rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 td.number { white-space: nowrap; }
 td.meaning { color: var(--muted); font-size: .9rem; }
@@ -135,7 +136,7 @@ def picture(png: bytes, alt: str, *, scale: float = 1.0) -> str:
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """Return a table of names and values, both plain text."""
     body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
-    return f'<div class="scroll"><table><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="facts"><tbody>{body}</tbody></table></div>'
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str]) -> str:

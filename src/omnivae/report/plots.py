@@ -77,7 +77,7 @@ def curves(history: History, *, columns: int = 3) -> bytes:
         _style(axes, grid="both")
         axes.set_title(TITLES.get(quantity, quantity.replace("_", " ")), loc="left", fontsize=9.5, color=INK)
         for stage, array in panels[quantity].items():
-            _curve(axes, array, stage, ORANGE if stage == "val" else BLUE)
+            _curve(axes, array, stage, ORANGE if stage == "val" else BLUE, smooth=quantity != "lr")
         values = np.concatenate([a[:, 1] for a in panels[quantity].values()])
         if quantity not in ("lr", "images_per_s") and values.min() > 0 and values.max() / values.min() > 50:
             axes.set_yscale("log")
@@ -133,7 +133,7 @@ def latent_map(
     latents: Any,
     labels: Any = None,
     *,
-    class_names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     methods: Sequence[Literal["pca", "tsne"]] = ("pca",),
     seed: int = 0,
 ) -> bytes:
@@ -142,7 +142,7 @@ def latent_map(
     Args:
         latents: posterior means, ``[N, D]``, N >= 2.
         labels: class index of each, ``[N]``; more than twelve different values are shown on a continuous scale.
-        class_names: name of each class index.
+        classes: name of each class index.
         methods: one panel each: "pca" (principal components, by singular value decomposition) or "tsne" (van der Maaten
             & Hinton, Visualizing data using t-SNE, 2008; scikit-learn's).
         seed: seed of t-SNE.
@@ -170,7 +170,8 @@ def latent_map(
         if method == "tsne":
             # Coordinates of t-SNE have no unit and no meaning of their own.
             axes.tick_params(labelleft=False, labelbottom=False)
-        drawn = _scatter(axes, plane, groups, class_names)
+            axes.grid(False)
+        drawn = _scatter(axes, plane, groups, classes)
     if isinstance(drawn, list):
         legend = figure.legend(
             handles=drawn, loc="outside right center", frameon=False, fontsize=9, markerscale=2, handletextpad=0.1
@@ -228,11 +229,11 @@ def _scatter(axes: Axes, plane: np.ndarray, groups: np.ndarray | None, names: Se
     if groups is None:
         axes.scatter(plane[:, 0], plane[:, 1], color=BLUE, **look)
         return None
-    classes = np.unique(groups)
-    if len(classes) > len(CLASSES):
+    values = np.unique(groups)
+    if len(values) > len(CLASSES):
         return axes.scatter(plane[:, 0], plane[:, 1], c=groups.astype(float), cmap="viridis", **look)
     handles = []
-    for index, value in enumerate(classes):
+    for index, value in enumerate(values):
         inside = groups == value
         known = names is not None and float(value).is_integer() and 0 <= int(value) < len(names)
         name = names[int(value)] if known and names is not None else f"{value:g}"
@@ -242,9 +243,9 @@ def _scatter(axes: Axes, plane: np.ndarray, groups: np.ndarray | None, names: Se
     return handles
 
 
-def _curve(axes: Axes, array: np.ndarray, label: str, colour: str) -> None:
+def _curve(axes: Axes, array: np.ndarray, label: str, colour: str, *, smooth: bool) -> None:
     steps, values = array[:, 0], array[:, 1]
-    if len(array) > 200:
+    if smooth and len(array) > 200:
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
         width = len(array) // 50
         kernel = np.ones(2 * width + 1)
@@ -256,8 +257,11 @@ def _curve(axes: Axes, array: np.ndarray, label: str, colour: str) -> None:
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09), facecolor="white"
+    )
     FigureCanvasAgg(figure)
     return figure
 
