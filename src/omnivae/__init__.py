@@ -1,1 +1,60 @@
 """omnivae: variational autoencoders over images, volumes, video and text."""
+
+from omnivae.component import Component, from_config, to_config
+from omnivae.data import DataConfig, load_data, preprocess_image, save_image
+from omnivae.distributions import DiagonalGaussian, kl_divergence
+from omnivae.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    DiscretizedLogisticLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+)
+from omnivae.losses import KL, L1, MSE, MSSSIM, NLL
+from omnivae.losses.schedules import ConstantSchedule, CosineSchedule, CyclicalSchedule, LinearSchedule
+from omnivae.metrics import evaluate
+from omnivae.models import VAE
+from omnivae.posteriors import GaussianPosterior
+from omnivae.priors import StandardNormal
+from omnivae.recipes import TransVAE, beta_vae, cnn_vae, conv_vae, kl_autoencoder, swin_vae, vit_vae
+from omnivae.types import Batch, Latent, VAEOutput
+
+__all__ = [
+    "KL",
+    "L1",
+    "MSE",
+    "MSSSIM",
+    "NLL",
+    "VAE",
+    "Batch",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "Component",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "CyclicalSchedule",
+    "DataConfig",
+    "DiagonalGaussian",
+    "DiscretizedLogisticLikelihood",
+    "GaussianLikelihood",
+    "GaussianPosterior",
+    "LaplaceLikelihood",
+    "Latent",
+    "LinearSchedule",
+    "StandardNormal",
+    "TransVAE",
+    "VAEOutput",
+    "beta_vae",
+    "cnn_vae",
+    "conv_vae",
+    "evaluate",
+    "from_config",
+    "kl_autoencoder",
+    "kl_divergence",
+    "load_data",
+    "preprocess_image",
+    "save_image",
+    "swin_vae",
+    "to_config",
+    "vit_vae",
+]

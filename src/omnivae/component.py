@@ -25,7 +25,7 @@ class ComponentMeta(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         instance = super().__call__(*args, **kwargs)
-        bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)  # type: ignore[misc]
         bound.apply_defaults()
         arguments = dict(list(bound.arguments.items())[1:])
         # Sub-components are recorded as configuration, not by reference: a reference kept beside
@@ -119,7 +119,7 @@ def from_config(config: Any) -> Any:
         values = {key: from_config(value) for key, value in config.items() if key != KEY}
         if KEY not in config:
             return values
-        cls = component_class(config[KEY])
+        cls: type[Component] = component_class(config[KEY])
         parameters = inspect.signature(cls.__init__).parameters
         for name in values:
             if name not in parameters:
@@ -192,5 +192,7 @@ def _snapshot(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _snapshot(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_snapshot(v) for v in value) if type(value) in (list, tuple) else [_snapshot(v) for v in value]
+        return (
+            type(value)(_snapshot(v) for v in value) if type(value) in (list, tuple) else [_snapshot(v) for v in value]
+        )
     return value

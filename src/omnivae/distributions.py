@@ -193,9 +193,7 @@ class DiscretizedLogistic(Distribution):
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
     support = constraints.real
 
-    def __init__(
-        self, loc: Tensor, scale: Tensor, *, value_range: tuple[float, float], num_levels: int = 256
-    ) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, *, value_range: tuple[float, float], num_levels: int = 256) -> None:
         self.loc, self.scale = torch.broadcast_tensors(at_least_float32(loc), at_least_float32(scale))
         self.low, self.high = value_range
         self.num_levels = num_levels
@@ -226,7 +224,7 @@ class DiscretizedLogistic(Distribution):
         last = value >= self.high - half_bin
         return torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), inside))
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw levels, ``[*sample_shape, *loc.shape]``.
 
         Args:
@@ -291,7 +289,7 @@ class CategoricalLevels(Distribution):
         index, logits = torch.broadcast_tensors(index.unsqueeze(-1), self.logits)
         return logits.gather(-1, index[..., :1]).squeeze(-1)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw levels, ``[*sample_shape, *batch_shape]``.
 
         Args:
@@ -305,9 +303,7 @@ class CategoricalLevels(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalLevels:
         """Return a copy of batch shape ``batch_shape``."""
-        return CategoricalLevels(
-            self.logits.expand(*batch_shape, self.num_levels), value_range=(self.low, self.high)
-        )
+        return CategoricalLevels(self.logits.expand(*batch_shape, self.num_levels), value_range=(self.low, self.high))
 
 
 def _to_levels(x: Tensor, low: float, high: float, num_levels: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""."""
+"""The ``omnivae`` command: thin commands over public functions."""

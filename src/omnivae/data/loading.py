@@ -56,6 +56,7 @@ class DataSplits:
         value_range: what black and white are.
         classes: names of the classes, or None.
         native: what the data is before anything is done to it.
+        official_test: whether the test images are the data's own, not carved from its training images.
     """
 
     train: ImageDataset
@@ -67,6 +68,7 @@ class DataSplits:
     value_range: tuple[float, float]
     classes: list[str] | None
     native: DataSummary
+    official_test: bool
 
 
 def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1.0), seed: int = 0) -> DataSplits:
@@ -125,6 +127,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
         value_range=value_range,
         classes=source.classes,
         native=_summarise(source, {split: len(datasets[split]) for split in SPLITS}),
+        official_test="test" in found.splits,
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from omnivae.component import Component, from_config, registered
@@ -113,4 +112,3 @@ def event_size(x: Tensor) -> int:
 def loss_classes() -> dict[str, type[Loss]]:
     """Return every loss by its configuration key."""
     return {cls.name: cls for cls in registered(Loss).values() if cls.name}
-

@@ -69,7 +69,9 @@ class KL(Loss):
         total = torch.zeros((), device=batch["x"].device)
         for latent in output.latents:
             if latent.prior is None:
-                raise ValueError("the posterior has no density, so it has no KL: drop the 'kl' loss, or use a gaussian posterior")
+                raise ValueError(
+                    "the posterior has no density, so it has no KL: drop the 'kl' loss, or use a gaussian posterior"
+                )
             if self.free_bits:
                 elements = kl_elements(latent.posterior, latent.prior)
                 if elements is None:

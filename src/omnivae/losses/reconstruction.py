@@ -62,6 +62,8 @@ class MSSSIM(Loss):
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
         if self.value_range is None:
-            raise ValueError("ms_ssim needs to know the value range: build it with MSSSIM(value_range=(-1, 1)) or (0, 1)")
+            raise ValueError(
+                "ms_ssim needs to know the value range: build it with MSSSIM(value_range=(-1, 1)) or (0, 1)"
+            )
         low, high = self.value_range
         return (1.0 - ms_ssim(output.reconstruction, target_of(batch), data_range=high - low)).mean()

@@ -54,7 +54,9 @@ def load_model(directory: str | Path) -> Any:
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError(f"{path / CONFIG} is not a model configuration: it has no 'model' entry")
     if config.get("format", FORMAT) > FORMAT:
-        raise ValueError(f"{path} was written by a newer omnivae (format {config['format']}, this one reads {FORMAT}): upgrade omnivae")
+        raise ValueError(
+            f"{path} was written by a newer omnivae (format {config['format']}, this one reads {FORMAT}): upgrade omnivae"
+        )
     # Initialising weights that are about to be overwritten must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
         model = from_config(config["model"])
@@ -142,7 +144,7 @@ def _card(model: Any) -> str:
         f"# {type(model).__name__}\n\n"
         f"A variational autoencoder with {model.num_parameters():,} parameters, written by omnivae.\n\n"
         f"Images have {model.in_channels} channel(s) and values in [{low:g}, {high:g}].\n\n"
-        "```python\nfrom omnivae import VAE\n\nmodel = VAE.from_pretrained(\"path/to/this/directory\")\n"
+        '```python\nfrom omnivae import VAE\n\nmodel = VAE.from_pretrained("path/to/this/directory")\n'
         "posterior = model.encode(images)\nreconstruction = model.decode(posterior)\n```\n\n"
         f"## Configuration\n\n```json\n{config}\n```\n"
     )

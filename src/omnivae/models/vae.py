@@ -140,11 +140,13 @@ class VAE(nn.Module, Component):
         """
         self._check(x)
         size = tuple(x.shape[2:])
-        posterior = self.posterior(self.encoder(self._pad(x), cond))
+        posterior = self.posterior(self.encoder(_cast(self._pad(x), self.encoder), cond))
         posterior.input_size = size
         return posterior
 
-    def decode(self, z: Tensor | DiagonalGaussian, cond: Tensor | None = None, *, size: Sequence[int] | None = None) -> Tensor:
+    def decode(
+        self, z: Tensor | DiagonalGaussian, cond: Tensor | None = None, *, size: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the mean of p(x|z).
 
         Args:
@@ -184,11 +186,12 @@ class VAE(nn.Module, Component):
             raise ValueError(f"got z with {z.shape[len(batch)]} channels; this model's latent has {self.latent_dim}")
         if len(batch) == 2 and cond is not None:
             cond = cond.repeat(batch[0], *[1] * (cond.ndim - 1))
-        params = self.decoder(z.flatten(0, len(batch) - 1) if len(batch) == 2 else z, cond)
+        flat = z.flatten(0, 1) if len(batch) == 2 else z
+        params = self.decoder(_cast(flat, self.decoder), cond)
         if size is None and self.image_size is not None:
             size = self.image_size
         if size is not None:
-            params = params[(..., *(slice(0, n) for n in size))]
+            params = params[(..., *(slice(0, n) for n in size))]  # type: ignore[index]
         if len(batch) == 2:
             params = params.unflatten(0, batch)
         return self.likelihood_head(params, batch_ndim=len(batch))
@@ -247,7 +250,9 @@ class VAE(nn.Module, Component):
         """
         size = size or self.image_size or self.statistics.get("image_size")
         if size is None:
-            raise ValueError("the latent of this model is spatial: say which size to sample, as in sample(4, size=(256, 256))")
+            raise ValueError(
+                "the latent of this model is spatial: say which size to sample, as in sample(4, size=(256, 256))"
+            )
         shape = torch.Size((n, self.latent_dim, *self.latent_size(size)))
         prior = self.prior(shape, self.encode, cond)
         if generator is None:
@@ -278,7 +283,7 @@ class VAE(nn.Module, Component):
         found = False
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = enabled
+                module.gradient_checkpointing = enabled  # type: ignore[assignment]
                 found = True
         if not found:
             raise ValueError(f"no network of this {type(self).__name__} supports gradient checkpointing")
@@ -312,7 +317,9 @@ class VAE(nn.Module, Component):
         """
         model = load_model(directory)
         if not isinstance(model, cls):
-            raise ValueError(f"{directory} holds a {type(model).__name__}, not a {cls.__name__}; load it with VAE.from_pretrained")
+            raise ValueError(
+                f"{directory} holds a {type(model).__name__}, not a {cls.__name__}; load it with VAE.from_pretrained"
+            )
         return model
 
     # -- inside
@@ -332,7 +339,9 @@ class VAE(nn.Module, Component):
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 + self.dim:
-            raise ValueError(f"got a tensor of shape {tuple(x.shape)}; expected [B, {self.in_channels}, {'HWD'[: self.dim]}]")
+            raise ValueError(
+                f"got a tensor of shape {tuple(x.shape)}; expected [B, {self.in_channels}, {'HWD'[: self.dim]}]"
+            )
         if x.shape[1] != self.in_channels:
             raise ValueError(
                 f"got {x.shape[1]} channels; this model takes {self.in_channels}: convert the images, or build the model with "
@@ -341,12 +350,26 @@ class VAE(nn.Module, Component):
         if min(x.shape[2:]) < 1:
             raise ValueError(f"got an empty image, shape {tuple(x.shape)}")
         # On an accelerator the check would wait for the device; there the training loop checks before the copy.
-        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling() and not bool(torch.isfinite(x.sum())):
+        if (
+            x.device.type == "cpu"
+            and x.numel()
+            and not torch.compiler.is_compiling()
+            and not bool(torch.isfinite(x.sum()))
+        ):
             bad = int((~torch.isfinite(x)).sum())
             if bad:
-                raise ValueError(f"got {bad} NaN or infinite values in the input; find and mend the images that hold them")
+                raise ValueError(
+                    f"got {bad} NaN or infinite values in the input; find and mend the images that hold them"
+                )
+
+
+def _cast(x: Tensor, network: Any) -> Tensor:
+    # A model cast to bfloat16 as a whole still samples in float32; under autocast the layers cast for themselves.
+    parameter = next(network.parameters(), None)
+    if parameter is None or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(parameter.dtype)
 
 
 def _times(size: Sequence[int]) -> str:
     return "x".join(str(n) for n in size)
-

@@ -121,7 +121,7 @@ class AbsolutePositions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` plus the embedding of its positions."""
-        table = self.table
+        table: Tensor = self.table
         if table.shape[2:] != x.shape[2:]:
             mode = ("linear", "bilinear", "trilinear")[x.ndim - 3]
             table = F.interpolate(table, size=x.shape[2:], mode=mode, align_corners=False)

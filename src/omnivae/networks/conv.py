@@ -15,13 +15,17 @@ from typing import Literal
 from torch import Tensor, nn
 
 from omnivae.component import Component
-from omnivae.networks.layers import check_dim, convolution, normalization
-from omnivae.types import Network
+from omnivae.networks.layers import (
+    CONV,
+    CONV_TRANSPOSE,
+    check_dim,
+    check_divisible,
+    convolution,
+    normalization,
+    refuse_cond,
+)
 
 ConvNorm = Literal["batch", "group", "none"]
-
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class ConvEncoder(nn.Module, Component):
@@ -61,7 +65,7 @@ class ConvEncoder(nn.Module, Component):
         self.out_channels = channels[-1] * (1 if self.grid is None else math.prod(self.grid))
         # A bias before batch normalisation would be subtracted again.
         self.stages = nn.ModuleList(
-            _stage(_CONV[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
+            _stage(CONV[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
             for i, o in zip((in_channels, *channels), channels, strict=False)
         )
 
@@ -130,10 +134,10 @@ class ConvDecoder(nn.Module, Component):
         else:
             self.stem = nn.Linear(latent_dim, channels[0] * math.prod(self.grid))
         self.stages = nn.ModuleList(
-            _stage(_CONV_TRANSPOSE[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
+            _stage(CONV_TRANSPOSE[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
             for i, o in pairwise(channels)
         )
-        self.head = _CONV_TRANSPOSE[dim](channels[-1], out_channels, 4, stride=2, padding=1)
+        self.head = CONV_TRANSPOSE[dim](channels[-1], out_channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return likelihood parameters.
@@ -155,35 +159,6 @@ class ConvDecoder(nn.Module, Component):
         for stage in self.stages:
             x = stage(x)
         return self.head(x)
-
-
-def refuse_cond(network: nn.Module, cond: Tensor | None) -> None:
-    """Raise ``ValueError`` where an unconditional network is given a condition: it is never ignored.
-
-    Args:
-        network: named in the message.
-        cond: must be ``None``.
-    """
-    if cond is not None:
-        raise ValueError(
-            f"got a condition of shape {tuple(cond.shape)}; {type(network).__name__} is built without one: "
-            "leave cond out, or choose a network that takes conditions"
-        )
-
-
-def check_divisible(network: Network, x: Tensor) -> None:
-    """Raise ``ValueError`` unless the network's stride divides every spatial axis of ``x``.
-
-    Args:
-        network: has ``stride``.
-        x: ``[B, C, *S]``.
-    """
-    size, stride = tuple(x.shape[2:]), network.stride
-    if any(n % stride for n in size):
-        raise ValueError(
-            f"got an image of size {size}; {type(network).__name__} takes multiples of {stride}: "
-            "pad it (VAE.encode does)"
-        )
 
 
 def _stage(convolution: nn.Module, channels: int, dim: int, norm: ConvNorm) -> nn.Sequential:

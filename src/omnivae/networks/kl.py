@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omnivae.component import Component
-from omnivae.networks.conv import check_divisible, refuse_cond
-from omnivae.networks.layers import check_dim, convolution, normalization, upsample_nearest
-
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+from omnivae.networks.layers import (
+    CONV,
+    check_dim,
+    check_divisible,
+    convolution,
+    normalization,
+    refuse_cond,
+    upsample_nearest,
+)
 
 
 class ResBlock(nn.Module):
@@ -85,7 +90,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
         self.pad = (0, 1) * dim
-        self.conv = _CONV[dim](channels, channels, 3, stride=2)
+        self.conv = CONV[dim](channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to ``[B, C, *(S / 2)]``."""

@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnivae.types import Network
+
 NormKind = Literal["rms", "layer", "group", "batch", "none"]
 
-_CONV: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONV_TRANSPOSE = (None, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+#: Convolutions by number of spatial axes.
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def check_dim(dim: int) -> None:
@@ -43,31 +46,7 @@ def convolution(
     if dim == 0:
         return nn.Linear(in_channels, out_channels)
     padding = 0 if kernel_size == stride else kernel_size // 2
-    return _CONV[dim](in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups)
-
-
-def transposed_convolution(dim: int, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Module:
-    """Return a transposed convolution that multiplies the size by ``stride``.
-
-    Args:
-        dim: number of spatial axes, 1 to 3.
-        in_channels: input channels.
-        out_channels: output channels.
-        kernel_size: at least ``stride``; the difference must be even.
-        stride: spatial stride.
-
-    Returns:
-        ``nn.ConvTranspose1d``, ``2d`` or ``3d``.
-    """
-    check_dim(dim)
-    cls = _CONV_TRANSPOSE[dim]
-    assert cls is not None
-    return cls(in_channels, out_channels, kernel_size, stride=stride, padding=(kernel_size - stride) // 2)
-
-
-def batch_norm(dim: int, channels: int) -> nn.Module:
-    """Return batch normalisation for ``dim`` spatial axes."""
-    return _BATCH_NORM[dim](channels)
+    return CONV[dim](in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups)
 
 
 class ChannelRMSNorm(nn.Module):
@@ -130,10 +109,12 @@ def normalization(kind: NormKind, channels: int, *, dim: int = 2, num_groups: in
         return ChannelLayerNorm(channels)
     if kind == "group":
         if channels % num_groups:
-            raise ValueError(f"got {channels} channels and {num_groups} groups; expected groups that divide the channels")
+            raise ValueError(
+                f"got {channels} channels and {num_groups} groups; expected groups that divide the channels"
+            )
         return nn.GroupNorm(num_groups, channels, eps=1e-6)
     if kind == "batch":
-        return batch_norm(dim, channels)
+        return _BATCH_NORM[dim](channels)
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"got norm={kind!r}; expected 'rms', 'layer', 'group', 'batch' or 'none'")
@@ -180,3 +161,32 @@ def channels_to_space(x: Tensor, factor: int) -> Tensor:
 def upsample_nearest(x: Tensor, factor: int) -> Tensor:
     """Repeat every position ``factor`` times along each spatial axis."""
     return F.interpolate(x, scale_factor=factor, mode="nearest")
+
+
+def refuse_cond(network: nn.Module, cond: Tensor | None) -> None:
+    """Raise ``ValueError`` where an unconditional network is given a condition: it is never ignored.
+
+    Args:
+        network: named in the message.
+        cond: must be ``None``.
+    """
+    if cond is not None:
+        raise ValueError(
+            f"got a condition of shape {tuple(cond.shape)}; {type(network).__name__} is built without one: "
+            "leave cond out, or choose a network that takes conditions"
+        )
+
+
+def check_divisible(network: Network, x: Tensor) -> None:
+    """Raise ``ValueError`` unless the network's stride divides every spatial axis of ``x``.
+
+    Args:
+        network: has ``stride``.
+        x: ``[B, C, *S]``.
+    """
+    size, stride = tuple(x.shape[2:]), network.stride
+    if any(n % stride for n in size):
+        raise ValueError(
+            f"got an image of size {size}; {type(network).__name__} takes multiples of {stride}: "
+            "pad it (VAE.encode does)"
+        )

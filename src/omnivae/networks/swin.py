@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omnivae.component import Component
-from omnivae.networks.conv import check_divisible, refuse_cond
+from omnivae.networks.layers import check_divisible, refuse_cond
 
 
 class PatchMerging(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from omnivae.networks.layers import (
     check_dim,
     convolution,
     normalization,
+    refuse_cond,
     space_to_channels,
     upsample_nearest,
 )
@@ -295,14 +297,12 @@ class TransVAEEncoder(_Stages, Component):
         self.in_channels = in_channels
         self.out_channels = base_dims[-1]
         self.stem = _stem(in_channels, base_dims[0], self.stem_stride, dim, stem)
-        self.downsamples = nn.ModuleList(
-            [Downsample(a, b, dim, use_dc_path) for a, b in zip(base_dims, base_dims[1:], strict=False)]
-        )
+        self.downsamples = nn.ModuleList([Downsample(a, b, dim, use_dc_path) for a, b in pairwise(base_dims)])
         self.norm_out = normalization(norm, base_dims[-1])
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return features ``[B, base_dims[-1], *S / compression_ratio]`` of images ``[B, C, *S]``."""
-        refuse_condition(self, cond)
+        refuse_cond(self, cond)
         x = self._maybe_checkpoint(self.stem, x)
         for index, stage in enumerate(self.stages):
             if index:
@@ -371,9 +371,7 @@ class TransVAEDecoder(_Stages, Component):
         self.out_channels = out_channels
         widths = list(base_dims)[::-1]
         self.conv_in = convolution(dim, latent_dim, widths[0], 3)
-        self.upsamples = nn.ModuleList(
-            [Upsample(a, b, dim, use_dc_path) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        self.upsamples = nn.ModuleList([Upsample(a, b, dim, use_dc_path) for a, b in pairwise(widths)])
         self.norm_out = normalization(norm, widths[-1])
         self.head = _head(widths[-1], out_channels, self.stem_stride, dim, stem)
 
@@ -382,7 +380,7 @@ class TransVAEDecoder(_Stages, Component):
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return likelihood parameters ``[B, out_channels, *S * compression_ratio]`` for z ``[B, latent_dim, *S]``."""
-        refuse_condition(self, cond)
+        refuse_cond(self, cond)
         x = self._maybe_checkpoint(self.conv_in, x)
         for index, stage in enumerate(self.stages):
             if index:
@@ -398,15 +396,6 @@ class _PixelShuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return channels_to_space(x, self.factor)
-
-
-def refuse_condition(network: nn.Module, cond: Tensor | None) -> None:
-    """Raise ``ValueError`` when a network built without a condition is given one."""
-    if cond is not None:
-        raise ValueError(
-            f"got a condition of shape {tuple(cond.shape)}, but this {type(network).__name__} was built without one; "
-            "call it without cond"
-        )
 
 
 def _stem(in_channels: int, out_channels: int, stride: int, dim: int, kind: StemKind) -> nn.Module:

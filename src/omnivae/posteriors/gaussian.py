@@ -49,6 +49,6 @@ class GaussianPosterior(PosteriorHead):
         """Return q(z|x) for features ``[B, C, *S]``."""
         # Float32 from here on: under autocast a bf16 log-variance would quantise the KL.
         with torch.autocast(device_type=features.device.type, enabled=False):
-            weight_dtype = self.projection.weight.dtype
-            mean, logvar = self.projection(features.to(weight_dtype)).chunk(2, dim=1)
+            weight: Tensor = self.projection.weight  # type: ignore[assignment]
+            mean, logvar = self.projection(features.to(weight.dtype)).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar)

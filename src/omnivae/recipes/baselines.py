@@ -8,13 +8,15 @@ a plain feed-forward network of ratio 4 and learned absolute positions (Dosovits
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from omnivae.component import suggestion
-from omnivae.likelihoods import LaplaceLikelihood, Likelihood
+from omnivae.likelihoods import Likelihood
 from omnivae.models import VAE
 from omnivae.networks.transvae import TransVAEDecoder, TransVAEEncoder
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
+from omnivae.recipes.common import likelihood_and_range
 
 #: variant -> (depths, base_dims); sizes within 2 % of TransVAE's.
 CNN_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -42,8 +44,9 @@ def cnn_vae(
     in_channels: int = 3,
     depths: Sequence[int] | None = None,
     base_dims: Sequence[int] | None = None,
-    likelihood: Likelihood | None = None,
-    value_range: Sequence[float] = (-1.0, 1.0),
+    input_resolution: int = 256,
+    likelihood: str | Likelihood = "laplace_fixed",
+    value_range: Sequence[float] | None = None,
 ) -> VAE:
     """Build the convolutional baseline of TransVAE's size, f16.
 
@@ -53,21 +56,23 @@ def cnn_vae(
         in_channels: image channels.
         depths: blocks of each stage, instead of the variant's.
         base_dims: width of each stage, instead of the variant's.
-        likelihood: p(x|z); Laplace with scale 1 by default.
-        value_range: lowest and highest pixel value.
+        input_resolution: image size that it is trained for; it runs at any size.
+        likelihood: p(x|z), a name or an object; Laplace with scale 1 by default.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
 
     Returns:
         The model.
     """
     own_depths, own_dims = _look_up(variant, CNN_VARIANTS)
-    depths, dims, likelihood = depths or own_depths, base_dims or own_dims, likelihood or LaplaceLikelihood(1.0)
+    depths, dims = depths or own_depths, base_dims or own_dims
+    pixels, value_range = likelihood_and_range(likelihood, value_range)
     stages = len(depths)
     encoder = TransVAEEncoder(in_channels, dims, depths, num_conv_stages=stages)
-    decoder = TransVAEDecoder(
-        latent_dim, likelihood.num_parameters(in_channels), dims, depths, num_conv_stages=stages
-    )
+    decoder = TransVAEDecoder(latent_dim, pixels.num_parameters(in_channels), dims, depths, num_conv_stages=stages)
     head = GaussianPosterior(dims[-1], latent_dim, kernel_size=3)
-    return VAE(encoder, head, decoder, likelihood, StandardNormal(), value_range=value_range)
+    model = VAE(encoder, head, decoder, pixels, StandardNormal(), value_range=value_range)
+    model.statistics = {"image_size": [input_resolution, input_resolution]}
+    return model
 
 
 def vit_vae(
@@ -79,8 +84,8 @@ def vit_vae(
     width: int | None = None,
     head_dim: int = 64,
     input_resolution: int = 256,
-    likelihood: Likelihood | None = None,
-    value_range: Sequence[float] = (-1.0, 1.0),
+    likelihood: str | Likelihood = "laplace_fixed",
+    value_range: Sequence[float] | None = None,
 ) -> VAE:
     """Build the transformer baseline of TransVAE's size: 16x16 patches, one stage, f16.
 
@@ -92,20 +97,23 @@ def vit_vae(
         width: their channels, instead of the variant's.
         head_dim: channels of an attention head.
         input_resolution: image size that the position table is made for.
-        likelihood: p(x|z); Laplace with scale 1 by default.
-        value_range: lowest and highest pixel value.
+        likelihood: p(x|z), a name or an object; Laplace with scale 1 by default.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
 
     Returns:
         The model.
     """
     own_depth, own_width = _look_up(variant, VIT_VARIANTS)
-    depth, width, likelihood = depth or own_depth, width or own_width, likelihood or LaplaceLikelihood(1.0)
-    shared = {"mlp_ratio": 4.0, "head_dim": head_dim, "use_rope": False, "use_absolute_positions": True}
+    depth, width = depth or own_depth, width or own_width
+    pixels, value_range = likelihood_and_range(likelihood, value_range)
+    shared: dict[str, Any] = {"mlp_ratio": 4.0, "head_dim": head_dim, "use_rope": False, "use_absolute_positions": True}
     shared |= {"ffn": "standard", "norm": "layer", "input_resolution": input_resolution}
-    encoder = TransVAEEncoder(in_channels, (width,), (depth,), **shared)  # type: ignore[arg-type]
-    decoder = TransVAEDecoder(latent_dim, likelihood.num_parameters(in_channels), (width,), (depth,), **shared)  # type: ignore[arg-type]
+    encoder = TransVAEEncoder(in_channels, (width,), (depth,), **shared)
+    decoder = TransVAEDecoder(latent_dim, pixels.num_parameters(in_channels), (width,), (depth,), **shared)
     head = GaussianPosterior(width, latent_dim)
-    return VAE(encoder, head, decoder, likelihood, StandardNormal(), value_range=value_range)
+    model = VAE(encoder, head, decoder, pixels, StandardNormal(), value_range=value_range)
+    model.statistics = {"image_size": [input_resolution, input_resolution]}
+    return model
 
 
 def _look_up(variant: str, table: dict) -> tuple:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from omnivae.component import suggestion, to_config
-from omnivae.likelihoods import LaplaceLikelihood, Likelihood
+from omnivae.likelihoods import Likelihood
 from omnivae.models import VAE
 from omnivae.networks.transvae import BlockNorm, FFNKind, StemKind, TransVAEDecoder, TransVAEEncoder
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
+from omnivae.recipes.common import likelihood_and_range
 
 #: (variant, compression ratio) -> (depths, base_dims).
 TRANSVAE_VARIANTS: dict[tuple[str, int], tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -47,8 +48,9 @@ class TransVAE(VAE):
         norm: "rms" or "layer".
         num_conv_stages: leading convolutional stages; two by default. A single stage (``depths=[12]``) has none.
         in_channels: image channels.
-        likelihood: p(x|z); Laplace with scale 1 by default, whose NLL is the L1 loss up to a constant.
-        value_range: lowest and highest pixel value.
+        likelihood: p(x|z), a name (see ``recipes.common.LIKELIHOODS``) or an object; Laplace with scale 1 by default, whose
+            NLL is the L1 loss up to a constant.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
 
     Raises:
         ValueError: for an unknown variant, or a compression ratio that the variant lacks.
@@ -81,13 +83,13 @@ class TransVAE(VAE):
         norm: BlockNorm = "rms",
         num_conv_stages: int | None = None,
         in_channels: int = 3,
-        likelihood: Likelihood | None = None,
-        value_range: Sequence[float] = (-1.0, 1.0),
+        likelihood: str | Likelihood = "laplace_fixed",
+        value_range: Sequence[float] | None = None,
     ) -> None:
         depths, base_dims = resolve_variant(variant, compression_ratio, depths, base_dims)
         if ffn is not None and not use_conv_ffn and ffn != "standard":
             raise ValueError(f"got use_conv_ffn=False and ffn={ffn!r}; leave one of them out")
-        likelihood = LaplaceLikelihood(1.0) if likelihood is None else likelihood
+        head, value_range = likelihood_and_range(likelihood, value_range)
         shared: dict[str, Any] = {
             "compression_ratio": compression_ratio,
             "num_conv_stages": num_conv_stages,
@@ -104,12 +106,17 @@ class TransVAE(VAE):
         super().__init__(
             TransVAEEncoder(in_channels, base_dims, depths, **shared),
             GaussianPosterior(base_dims[-1], latent_dim, dim=2, kernel_size=3),
-            TransVAEDecoder(latent_dim, likelihood.num_parameters(in_channels), base_dims, depths, **shared),
-            likelihood,
+            TransVAEDecoder(latent_dim, head.num_parameters(in_channels), base_dims, depths, **shared),
+            head,
             StandardNormal(),
             value_range=value_range,
         )
-        self._resolved = {"depths": list(depths), "base_dims": list(base_dims), "likelihood": to_config(likelihood)}
+        self._resolved = {
+            "depths": list(depths),
+            "base_dims": list(base_dims),
+            "likelihood": to_config(head),
+            "value_range": list(value_range),
+        }
         self.statistics = {"image_size": [input_resolution, input_resolution]}
 
     def config_arguments(self) -> dict[str, Any]:
@@ -157,7 +164,9 @@ def resolve_variant(
     """
     variants = sorted({name for name, _ in TRANSVAE_VARIANTS}, key=["tiny", "base", "large", "huge", "giant"].index)
     if variant not in variants:
-        raise ValueError(f"unknown variant {variant!r}{suggestion(variant, variants)}; expected one of {', '.join(variants)}")
+        raise ValueError(
+            f"unknown variant {variant!r}{suggestion(variant, variants)}; expected one of {', '.join(variants)}"
+        )
     if depths is not None and base_dims is not None:
         return tuple(depths), tuple(base_dims)
     if (variant, compression_ratio) not in TRANSVAE_VARIANTS:

@@ -114,9 +114,7 @@ class RunLog(pl.Callback):
         self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=trainer.global_step + 1)
         self._since = self._last_flush = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Remember the step's scalars; read them from the device a second later at most."""
         self._images += len(batch["x"])
         if trainer.fit_loop._should_accumulate() or trainer.global_step % self.every:
@@ -173,7 +171,9 @@ class RunLog(pl.Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
         if means and trainer.is_global_zero and not trainer.sanity_checking:
             self.flush(trainer)
-            self.table.write({"step": trainer.global_step, "epoch": trainer.global_step / pl_module.steps_per_epoch, **means})
+            self.table.write(
+                {"step": trainer.global_step, "epoch": trainer.global_step / pl_module.steps_per_epoch, **means}
+            )
             self.table.flush()
             for name, value in means.items():
                 self.board.add_scalar(name, value, trainer.global_step)
@@ -219,9 +219,7 @@ class Checkpoints(pl.Callback):
         """Restore the best validation total."""
         self.best = math.inf if state_dict["best"] is None else state_dict["best"]
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is time."""
         step = trainer.global_step
         accumulating = trainer.fit_loop._should_accumulate()
@@ -255,9 +253,7 @@ class Pictures(pl.Callback):
     def __init__(self, every: int, draw: Callable[[nn.Module, int], None]) -> None:
         self.every, self._draw = every, draw
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draw where it is time; the random stream of the training is left where it was."""
         if trainer.global_step % self.every or trainer.fit_loop._should_accumulate() or not trainer.is_global_zero:
             return
@@ -283,9 +279,7 @@ class GracefulStop(pl.Callback):
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save and stop after the step in which the signal came."""
         if self.received is None or trainer.fit_loop._should_accumulate():
             return

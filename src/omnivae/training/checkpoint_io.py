@@ -32,9 +32,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
             raise ValueError("the safetensors checkpoint takes no storage options")
         write_tree(Path(path), checkpoint)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint.
 
         Args:
@@ -101,7 +99,9 @@ def read_tree(path: Path) -> Any:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete checkpoint ({error}); delete it to start from an older one") from error
+        raise ValueError(
+            f"{path} is not a complete checkpoint ({error}); delete it to start from an older one"
+        ) from error
     if "tree" not in metadata:
         raise ValueError(f"{path} holds tensors but no training state; it is not a checkpoint of a run")
     return _restore(json.loads(metadata["tree"]), tensors)

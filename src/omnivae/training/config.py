@@ -34,7 +34,6 @@ class TrainingConfig:
         ema: decay of the weights' moving average, which is what evaluation and ``model/`` hold; 0 switches it off.
         seed: of weights, data order and noise.
         devices: number of processes or GPUs, or "auto" (one).
-        num_workers: processes that load data; "auto" is 0 on small machines.
         freeze: submodules that are not trained, such as ``[encoder, posterior]``.
         checkpoint_every: steps between checkpoints; also validation, when ``validate_every`` is not given.
         validate_every: steps between validations.
@@ -62,7 +61,6 @@ class TrainingConfig:
     ema: float = 0.999
     seed: int = 0
     devices: int | Literal["auto"] = "auto"
-    num_workers: int | Literal["auto"] = "auto"
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 500
     validate_every: int | None = None
@@ -84,11 +82,17 @@ class TrainingConfig:
         if self.warmup_steps is not None:
             self._at_least("warmup_steps", self.warmup_steps, 0)
         if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"got training.learning_rate={self.learning_rate}; expected a positive number such as 1e-4")
+            raise ValueError(
+                f"got training.learning_rate={self.learning_rate}; expected a positive number such as 1e-4"
+            )
         if not 0 <= self.ema < 1:
-            raise ValueError(f"got training.ema={self.ema}; expected a decay in [0, 1), such as 0.999; 0 switches it off")
+            raise ValueError(
+                f"got training.ema={self.ema}; expected a decay in [0, 1), such as 0.999; 0 switches it off"
+            )
         if self.gradient_clip < 0:
-            raise ValueError(f"got training.gradient_clip={self.gradient_clip}; expected a norm > 0, or 0 to switch it off")
+            raise ValueError(
+                f"got training.gradient_clip={self.gradient_clip}; expected a norm > 0, or 0 to switch it off"
+            )
         if self.weight_decay < 0:
             raise ValueError(f"got training.weight_decay={self.weight_decay}; expected a number >= 0")
 

@@ -21,7 +21,7 @@ from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
 from omnivae.training.ema import Ema
 from omnivae.training.module import VAEModule
-from omnivae.training.order import EpochView, StepOrder, collate
+from omnivae.training.order import EpochView, StepOrder
 from omnivae.training.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ def fit(
     config: TrainingConfig,
     directory: Path,
     save_model: Callable[[nn.Module], None],
+    collate: Callable[[list[Any]], Any] | None = None,
+    num_workers: int = 0,
     draw: Callable[[nn.Module, int], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -69,6 +71,8 @@ def fit(
         config: how to train.
         directory: the run.
         save_model: writes a model directory.
+        collate: joins items into a batch; torch's own by default.
+        num_workers: processes that load images; 0 loads in this one.
         draw: draws pictures of a model at a step.
         progress: show progress on standard error.
 
@@ -85,7 +89,11 @@ def fit(
     if start >= total_steps:
         return FitResult(start, total_steps, None)
     order = StepOrder(
-        len(train), config.batch_size, total_steps * config.accumulate, seed=config.seed, start=start * config.accumulate
+        len(train),
+        config.batch_size,
+        total_steps * config.accumulate,
+        seed=config.seed,
+        start=start * config.accumulate,
     )
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -125,11 +133,17 @@ def fit(
         )
         if config.compile is True or (config.compile == "auto" and trainer.strategy.root_device.type == "cuda"):
             vae.compile()
-        loader = _loader(EpochView(train), config, batch_sampler=order)
+        loading: dict[str, Any] = {
+            "collate_fn": collate,
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        loader = DataLoader(EpochView(train), batch_sampler=order, **loading)
         val_loader = None
         if val is not None:
             subset = torch.utils.data.Subset(val, range(min(len(val), config.val_images)))
-            val_loader = _loader(subset, config, batch_size=min(config.batch_size, len(subset)))
+            val_loader = DataLoader(subset, batch_size=min(config.batch_size, len(subset)), **loading)
         trainer.fit(module, loader, val_loader, ckpt_path=str(last) if start else None, weights_only=True)
     return FitResult(trainer.global_step, total_steps, stop.received)
 
@@ -152,20 +166,6 @@ def resolve_precision(precision: str) -> str:
     if precision == "16" and device == "cpu":
         raise ValueError("got training.precision=16 without a GPU; use bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
-
-
-def _loader(dataset: Any, config: TrainingConfig, **arguments: Any) -> DataLoader[Any]:
-    workers = 0 if config.num_workers == "auto" else config.num_workers
-    if config.num_workers == "auto" and torch.cuda.is_available():
-        workers = min(8, torch.get_num_threads())
-    return DataLoader(
-        dataset,
-        collate_fn=collate,  # type: ignore[arg-type]
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        **arguments,
-    )
 
 
 def _global_step(checkpoint: Path) -> int:

@@ -75,10 +75,13 @@ class VAEModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the terms of one batch, for the callbacks to average."""
         total, output, terms = self._losses(batch, self.global_step, sample=True)
-        scalars: dict[str, Any] = {f"val/{name}": value for name, value in terms.items() if not name.startswith("weight/")}
+        scalars: dict[str, Any] = {
+            f"val/{name}": value for name, value in terms.items() if not name.startswith("weight/")
+        }
         scalars["val/total"] = total.detach()
         self._diagnose(output, batch, "val", scalars)
-        x, low, high = batch["x"], *self.vae.value_range  # type: ignore[misc]
+        x = batch["x"]
+        low, high = self.vae.value_range  # type: ignore[misc]
         mode = self.vae.decode(output.latents[0].posterior)  # type: ignore[operator]
         error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
         scalars["val/psnr"] = (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()
@@ -209,7 +212,7 @@ def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
     """
     if not losses:
         raise ValueError("there is no loss to train on; name at least one, such as nll and kl, or l1 and kl")
-    provides = getattr(vae.posterior, "provides", frozenset())
+    provides: frozenset[str] = getattr(vae.posterior, "provides", frozenset())
     for name, loss in losses.items():
         missing = loss.needs - provides
         if missing:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from omnivae.types import Batch
-
 
 class StepOrder(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for a whole run; every epoch is a fresh permutation, its incomplete last batch left out.
@@ -92,19 +90,3 @@ class EpochView(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-
-def collate(items: list[dict[str, Any]]) -> Batch:
-    """Stack items into a batch; keys stay a list of strings.
-
-    Args:
-        items: ``{"x": [C, *S], "key": ..., ...}``.
-
-    Returns:
-        The batch.
-    """
-    batch: dict[str, Any] = {
-        name: [item[name] for item in items] if name == "key" else torch.stack([item[name] for item in items])
-        for name in items[0]
-    }
-    return batch  # type: ignore[return-value]

@@ -30,7 +30,14 @@ class Progress(pl.Callback):
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
             TextColumn("training"),
@@ -45,9 +52,7 @@ class Progress(pl.Callback):
         self._bar.start()
         self._task = self._bar.add_task("", total=self.total_steps, completed=trainer.global_step, text="")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance; the loss is read from the device a few times a second at most."""
         self._images += len(batch["x"])
         now = time.perf_counter()

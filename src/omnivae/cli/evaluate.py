@@ -1,0 +1,65 @@
+"""``omnivae evaluate``: a table on the screen and JSON in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jsonargparse
+
+from omnivae.cli.parsing import make_parser, parse
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae evaluate``."""
+    parser = make_parser(
+        "evaluate",
+        "Measure a model on images: a mean and a 95 % bootstrap interval for each metric.",
+        "omnivae evaluate runs/photos --data.path photos/val --metrics psnr ssim nll --json result.json",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument("--data.path", type=str, default=None, help="the images; the run's own test images by default")
+    parser.add_argument(
+        "--data.split",
+        type=Literal["auto", "train", "val", "test", "all"],
+        default="auto",
+        help="auto: the test split where the data has one, every image of a folder otherwise",
+    )
+    parser.add_argument("--data.limit", type=int | None, default=None, help="at most so many images")
+    parser.add_argument("--data.image_size", type=int | None, default=None, help="another size than in training")
+    parser.add_argument(
+        "--metrics",
+        type=str,
+        nargs="+",
+        default=["psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"],
+        help="also: nll (importance-weighted bound), bits_per_dim, kl, active_units",
+    )
+    parser.add_argument("--json", type=str, default=None, help="file for means, intervals and values of each image")
+    parser.add_argument("--batch_size", type=int, default=16, help="images at once")
+    parser.add_argument("--num_samples_nll", type=int, default=100, help="K of the importance-weighted bound")
+    parser.add_argument("--seed", type=int, default=0, help="of the posterior noise and the bootstrap")
+    return parser
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from rich.console import Console
+
+    from omnivae.jobs.look import evaluate_model
+
+    given = parse(build_parser(), argv)
+    evaluation = evaluate_model(
+        given.model,
+        path=given.data.path,
+        split=given.data.split,
+        limit=given.data.limit,
+        image_size=given.data.image_size,
+        metrics=given.metrics,
+        batch_size=given.batch_size,
+        num_samples_nll=given.num_samples_nll,
+        seed=given.seed,
+    )
+    if given.json:
+        evaluation.to_json(given.json)
+    Console().print(evaluation.table())
+    return 0

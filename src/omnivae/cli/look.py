@@ -1,0 +1,157 @@
+"""``omnivae reconstruct``, ``sample``, ``interpolate``, ``traverse`` and ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jsonargparse
+
+from omnivae.cli.parsing import make_parser, parse
+
+
+def reconstruct_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae reconstruct``."""
+    parser = make_parser(
+        "reconstruct", "Encode and decode image files.", "omnivae reconstruct runs/photos a.jpg b.png --output decoded/"
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument("files", type=str, nargs="+", help="image files")
+    parser.add_argument(
+        "--output", type=str, required=True, help="directory for the reconstructions, under the same names"
+    )
+    return parser
+
+
+def reconstruct(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.look import reconstruct_files
+
+    given = parse(reconstruct_parser(), argv)
+    for path in reconstruct_files(given.model, given.files, given.output):
+        print(path)
+    return 0
+
+
+def sample_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae sample``."""
+    parser = make_parser(
+        "sample", "Draw images from the prior.", "omnivae sample runs/digits --n 64 --output samples.png"
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument("--n", type=int, default=16, help="number of images")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=None, help="height and width; the training size by default"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="multiplies the prior's standard deviation")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--output", type=str, default="samples.png", help="picture to write")
+    return parser
+
+
+def sample(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.look import sample_images
+
+    given = parse(sample_parser(), argv)
+    if given.n < 1:
+        raise ValueError(f"got --n {given.n}; expected at least 1 image")
+    print(
+        sample_images(
+            given.model, given.output, n=given.n, size=given.size, temperature=given.temperature, seed=given.seed
+        )
+    )
+    return 0
+
+
+def interpolate_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae interpolate``."""
+    parser = make_parser(
+        "interpolate",
+        "Walk from one image to another through the latent.",
+        "omnivae interpolate runs/photos a.jpg b.jpg --mode spherical --output walk.png",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument("first", type=str, help="image file")
+    parser.add_argument("second", type=str, help="image file of the same size")
+    parser.add_argument("--steps", type=int, default=10, help="images on the way, both ends included")
+    parser.add_argument("--mode", type=Literal["linear", "spherical"], default="linear", help="line or great circle")
+    parser.add_argument("--output", type=str, default="interpolation.png", help="picture to write")
+    return parser
+
+
+def interpolate(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.look import interpolate_files
+
+    given = parse(interpolate_parser(), argv)
+    print(interpolate_files(given.model, given.first, given.second, given.output, steps=given.steps, mode=given.mode))
+    return 0
+
+
+def traverse_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae traverse``."""
+    parser = make_parser(
+        "traverse",
+        "Vary one latent dimension at a time, the most informative first.",
+        "omnivae traverse runs/digits --num_dimensions 5 --output traversal.png",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument(
+        "--image", type=str, default=None, help="image to start from; the run's first test image by default"
+    )
+    parser.add_argument("--num_dimensions", type=int, default=10, help="rows of the picture")
+    parser.add_argument("--span", type=float, default=3.0, help="standard deviations on each side")
+    parser.add_argument("--steps", type=int, default=9, help="images in a row")
+    parser.add_argument("--output", type=str, default="traversal.png", help="picture to write")
+    return parser
+
+
+def traverse(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.look import traverse_file
+
+    given = parse(traverse_parser(), argv)
+    print(
+        traverse_file(
+            given.model,
+            given.output,
+            image=given.image,
+            num_dimensions=given.num_dimensions,
+            span=given.span,
+            steps=given.steps,
+        )
+    )
+    return 0
+
+
+def report_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae report``."""
+    parser = make_parser(
+        "report",
+        "Write one self-contained HTML page: reconstructions, samples, walks, curves, figures, configuration.",
+        "omnivae report runs/photos --output report.html",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument("--data.path", type=str, default=None, help="the images to show; the run's own by default")
+    parser.add_argument("--output", type=str, default="report.html", help="HTML file to write")
+    return parser
+
+
+def report(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.look import report_model
+
+    given = parse(report_parser(), argv)
+    print(report_model(given.model, given.output, path=given.data.path))
+    return 0
+
+
+#: Command -> its parser, for the test that freezes the options.
+PARSERS: dict[str, Callable[[], jsonargparse.ArgumentParser]] = {
+    "reconstruct": reconstruct_parser,
+    "sample": sample_parser,
+    "interpolate": interpolate_parser,
+    "traverse": traverse_parser,
+    "report": report_parser,
+}

@@ -1,0 +1,87 @@
+"""Entry point: ``omnivae COMMAND ...``; every mistake is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from omnivae.component import suggestion
+
+#: Command -> (module, one sentence).
+COMMANDS = {
+    "train": ("omnivae.cli.train", "train a model on images, or continue a run"),
+    "evaluate": ("omnivae.cli.evaluate", "measure a model on images, with intervals"),
+    "reconstruct": ("omnivae.cli.look", "encode and decode image files"),
+    "sample": ("omnivae.cli.look", "draw images from the prior"),
+    "interpolate": ("omnivae.cli.look", "walk between images through the latent"),
+    "traverse": ("omnivae.cli.look", "vary one latent dimension at a time"),
+    "report": ("omnivae.cli.look", "write one self-contained HTML page about a model"),
+    "demo": ("omnivae.cli.demo", "train two small models on embedded data and open their reports"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments after the program's name.
+
+    Returns:
+        Exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    command, arguments = argv[0], argv[1:]
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"omnivae {version('omnivae')}")
+        return 0
+    if command not in COMMANDS:
+        print(
+            f"omnivae: error: unknown command {command!r}{suggestion(command, COMMANDS)}; expected {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    _set_up_process()
+    try:
+        return int(getattr(importlib.import_module(COMMANDS[command][0]), command)(arguments) or 0)
+    except KeyboardInterrupt:
+        print(f"omnivae {command}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ArithmeticError, ImportError, MemoryError) as error:
+        if os.environ.get("OMNIVAE_DEBUG"):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"omnivae {command}: error: {text}", file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    """Return the help of the program: its commands and the first two to try."""
+    rows = "\n".join(f"  {name:<12} {sentence}" for name, (_, sentence) in COMMANDS.items())
+    return (
+        "usage: omnivae COMMAND ...\n\nVariational autoencoders: train, evaluate and look at them.\n\n"
+        f"commands:\n{rows}\n\n"
+        "first steps:\n  omnivae demo\n  omnivae train --data.path MY_FOLDER --output runs/mine\n\n"
+        "`omnivae COMMAND --help` lists a command's options, with an example. "
+        "OMNIVAE_DEBUG=1 shows the whole traceback of an error."
+    )
+
+
+def _set_up_process() -> None:
+    # Settings of the whole process: right for a program, wrong for a library that is a guest in somebody's process.
+    from omnivae.training.device import keep_freed_memory
+
+    keep_freed_memory()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("omnivae").setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

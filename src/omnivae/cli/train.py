@@ -1,0 +1,256 @@
+"""``omnivae train``: a configuration, any override, a run directory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from omnivae.cli.parsing import check_keys, make_parser, option_names, parse, to_arguments
+from omnivae.component import suggestion
+from omnivae.data import DataConfig, load_data
+from omnivae.jobs.choose import SMALL, choose, choose_image_size
+from omnivae.jobs.config import RunConfig, check_loss_name, flat_loss, flatten, read_yaml, refuse_class_paths
+from omnivae.jobs.train import REPORT
+from omnivae.jobs.train import train as run_training
+from omnivae.losses import loss_classes
+from omnivae.recipes import RECIPES
+from omnivae.training import TrainingConfig
+
+#: Flat flags of other code bases -> ours.
+FLAT = {
+    "--data_dir": "--data.path",
+    "--output_dir": "--output",
+    "--batch_size": "--training.batch_size",
+    "--num_epochs": "--training.num_epochs",
+    "--learning_rate": "--training.learning_rate",
+    "--num_gpus": "--training.devices",
+}
+
+
+def build_parser(recipe: str = "transvae") -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae train`` for a recipe.
+
+    Args:
+        recipe: whose arguments ``--model.*`` are.
+
+    Returns:
+        The parser.
+    """
+    parser = make_parser(
+        "train",
+        "Train a VAE on images, or continue the run in --output: the same command does both.",
+        "omnivae train --data.path photos/ --output runs/photos --training.max_steps 2000 --losses.kl.weight 4",
+    )
+    parser.add_argument(
+        "--config", type=str, default=None, help="YAML file with sections model, data, losses, training"
+    )
+    parser.add_argument("--output", type=str, default=None, help="directory of the run; required")
+    parser.add_argument("--report", type=bool, default=True, help="write report.html at the end")
+    parser.add_argument("--model.recipe", type=str, default=recipe, help=f"one of {', '.join(RECIPES)}")
+    target = RECIPES[recipe]
+    if isinstance(target, type):
+        parser.add_class_arguments(target, "model")
+    else:
+        parser.add_function_arguments(target, "model")  # type: ignore[arg-type]
+    for name, cls in sorted(loss_classes().items()):
+        parser.add_class_arguments(cls, f"losses.{name}")
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_class_arguments(TrainingConfig, "training")
+    return parser
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run the command."""
+    config, output, report = read_run(argv)
+    if output is None:
+        raise ValueError("say where the run goes: --output DIRECTORY")
+    result = run_training(config, output, report=report)
+    if result.stopped_by:
+        print(
+            f"stopped by {result.stopped_by} at step {result.step} of {result.total_steps}; the same command continues"
+        )
+        return 0
+    written = f"; open {Path(output) / REPORT}" if report else ""
+    print(f"{result.step} steps done; the model is in {Path(output) / 'model'}{written}")
+    return 0
+
+
+def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
+    """Read a configuration file and command-line overrides into a run's configuration.
+
+    Args:
+        argv: arguments after ``train``.
+
+    Returns:
+        The configuration, the output directory, and whether a report is wanted.
+
+    Raises:
+        ValueError: for anything unknown or of the wrong type.
+    """
+    argv, flat_losses = _translate(list(argv))
+    path = _peek(argv, "--config")
+    values = read_yaml(path) if path else {}
+    output = _peek(argv, "--output")
+    if path is None and output and (Path(output) / "config.yaml").is_file():
+        # Continuing without a configuration file: the run knows its own.
+        path = str(Path(output) / "config.yaml")
+        values = read_yaml(path)
+    if flat_losses:
+        values["losses"] = flat_losses
+    help_asked = any(a in ("-h", "--help") for a in argv)
+    recipe = _peek(argv, "--model.recipe") or values.get("model", {}).get("recipe")
+    chosen: dict[str, Any] = {}
+    if recipe is None and not values.get("model") and not help_asked:
+        if any(a.startswith("--model.") for a in argv):
+            recipe = "transvae"
+        else:
+            chosen = _choose(argv, values)
+            recipe = chosen["model"]["recipe"]
+    recipe = recipe or "transvae"
+    if recipe not in RECIPES:
+        raise ValueError(
+            f"unknown recipe {recipe!r}{suggestion(recipe, RECIPES)}; expected one of {', '.join(RECIPES)}"
+        )
+
+    parser = build_parser(recipe)
+    named = _named_losses(argv) | set(values.get("losses", {}))
+    if chosen and (values.get("losses") or flat_losses):
+        chosen.pop("losses")
+    elif not chosen and not named:
+        chosen = {"losses": {"l1": {"per_element": True}, "kl": {"weight": 1e-6}}}
+    elif chosen:
+        named |= set(chosen["losses"])
+    named |= set(chosen.get("losses", {}))
+    for name in sorted(named):
+        if not _switched_off(name, values, argv):
+            check_loss_name(name, loss_classes())
+    values["losses"] = {k: v for k, v in values.get("losses", {}).items() if k in loss_classes()}
+    flat = flatten({k: v for k, v in values.items() if v})
+    argv = [a for a in _joined(argv) if not _is_unavailable_loss(a)]
+    check_keys(flat, option_names(parser), str(path))
+    _check_loss_weights(flat)
+    parsed = parse(parser, [*to_arguments(flatten(chosen)), *to_arguments(flat), *argv])
+    sections = parsed.as_dict()
+    refuse_class_paths({k: sections[k] for k in ("model", "losses")})
+    losses = {name: sections["losses"][name] for name in sections["losses"] if name in named}
+    losses = {name: arguments for name, arguments in losses.items() if arguments["weight"] != 0}
+    config = RunConfig(
+        sections["model"], DataConfig(**sections["data"]), losses, TrainingConfig(**sections["training"])
+    )
+    if chosen.get("model"):
+        print(_announce(config), file=sys.stderr)
+    return config, parsed.output, parsed.report
+
+
+def _choose(argv: list[str], values: dict[str, Any]) -> dict[str, Any]:
+    """Look at the data and choose a recipe for it."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DataConfig, "data")
+    data_arguments = [a for a in _joined(argv) if a.startswith("--data.")]
+    from_file = flatten({"data": values["data"]}) if values.get("data") else {}
+    check_keys(from_file, option_names(parser), "the configuration")
+    data = DataConfig(**parse(parser, [*to_arguments(from_file), *data_arguments]).as_dict()["data"])
+    try:
+        splits = load_data(data)
+    except ValueError as error:
+        if data.image_size is not None or "image_size" not in str(error):
+            raise
+        # Pictures of several sizes: look at them squared; the side to train on is chosen from their true sizes.
+        splits = load_data(DataConfig(**{**vars(data), "image_size": 256}))
+    chosen = choose(splits)
+    if data.image_size is None and max(splits.native.max_size) > SMALL:
+        chosen["data"] = {"image_size": choose_image_size(splits)}
+    return chosen
+
+
+def _announce(config: RunConfig) -> str:
+    model = ", ".join(f"{k}={v}" for k, v in config.model.items() if k != "recipe" and v is not None)
+    losses = ", ".join(f"{name} x {arguments['weight']:g}" for name, arguments in config.losses.items())
+    return (
+        f"no configuration given; chosen from the images: recipe {config.model['recipe']} ({model}), losses {losses}, "
+        f"{config.training.max_steps} steps of {config.training.batch_size} images at learning rate "
+        f"{config.training.learning_rate:g}; every value can be overridden, see config.yaml in the run"
+    )
+
+
+def _translate(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Turn flat flags into ours: ``--losses l1 kl --loss_weights 1.0 1e-8 --freeze_encoder --data_dir D``."""
+    result: list[str] = []
+    names: list[str] = []
+    weights: list[float] = []
+    joined = list(argv)
+    while joined:
+        token = joined.pop(0)
+        name, _, value = token.partition("=")
+        if name in ("--losses", "--loss_weights"):
+            items = [value] if value else []
+            while joined and not joined[0].startswith("--"):
+                items.append(joined.pop(0))
+            if name == "--losses":
+                names = items
+            else:
+                weights = [_number(item) for item in items]
+        elif name == "--freeze_encoder":
+            result.append("--training.freeze=[encoder, posterior]")
+        elif name in FLAT:
+            result.append(FLAT[name] + token[len(name) :])
+        else:
+            result.append(token)
+    if len(weights) > len(names) or (weights and len(weights) != len(names)):
+        raise ValueError(
+            f"got {len(names)} --losses and {len(weights)} --loss_weights; expected one weight for each loss"
+        )
+    weights = weights or [1.0] * len(names)
+    return result, {name: flat_loss(name, weight) for name, weight in zip(names, weights, strict=True)}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--loss_weights: expected numbers, got {text!r}") from None
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Return arguments as ``--name=value``, so that each is one item."""
+    result: list[str] = []
+    for token in argv:
+        if result and not token.startswith("--") and result[-1].startswith("--") and "=" not in result[-1]:
+            result[-1] += f"={token}"
+        else:
+            result.append(token)
+    return result
+
+
+def _peek(argv: Sequence[str], name: str) -> str | None:
+    for token in reversed(_joined(argv)):
+        if token.startswith(f"{name}="):
+            return token.partition("=")[2]
+    return None
+
+
+def _named_losses(argv: Sequence[str]) -> set[str]:
+    return {a.split(".")[1] for a in argv if a.startswith("--losses.") and a.count(".") >= 2}
+
+
+def _switched_off(name: str, values: dict[str, Any], argv: Sequence[str]) -> bool:
+    given = _peek(argv, f"--losses.{name}.weight")
+    if given is not None:
+        return _number(given) == 0
+    return values.get("losses", {}).get(name, {}).get("weight") == 0
+
+
+def _is_unavailable_loss(argument: str) -> bool:
+    return argument.startswith("--losses.") and argument.split(".")[1] not in loss_classes()
+
+
+def _check_loss_weights(flat: dict[str, Any]) -> None:
+    for key, value in flat.items():
+        if key.startswith("losses.") and key.endswith((".weight", ".capacity")) and isinstance(value, str):
+            raise ValueError(
+                f"{key}: expected a number or a schedule {{component: LinearSchedule, ...}}, got {value!r}"
+            )

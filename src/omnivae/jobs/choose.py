@@ -1,0 +1,53 @@
+"""A sensible recipe for data that comes without a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from omnivae.data import DataSplits
+
+#: Largest side that a vector latent and a plain convolutional stack serve well.
+SMALL = 64
+
+
+def choose(splits: DataSplits) -> dict[str, Any]:
+    """Choose model, losses and training from the images: small ones get a convolutional VAE, larger ones a TransVAE.
+
+    Args:
+        splits: the data.
+
+    Returns:
+        Sections model, data, losses and training; what the user gives replaces their entries.
+    """
+    smallest = min(splits.image_size)
+    batch_size = min(64 if smallest <= SMALL else 16, len(splits.train))
+    if max(splits.image_size) <= SMALL:
+        likelihood = "bernoulli" if splits.channels == 1 else "gaussian"
+        channels = [32, 64, 128][: max(2, (smallest - 1).bit_length() - 2)]
+        return {
+            "model": {"recipe": "conv_vae", "latent_dim": 32, "channels": channels, "likelihood": likelihood},
+            "losses": {"nll": {}, "kl": {"weight": 1.0}},
+            "training": {"batch_size": batch_size, "learning_rate": 1e-3, "max_steps": 2000},
+        }
+    losses = {"l1": {"weight": 1.0, "per_element": True}, "ms_ssim": {"weight": 0.5}, "kl": {"weight": 1e-6}}
+    training = {"batch_size": batch_size, "learning_rate": 2e-4, "max_steps": 2000}
+    if torch.cuda.is_available():
+        return {"model": {"recipe": "transvae", "variant": "tiny"}, "losses": losses, "training": training}
+    # On a CPU the 44M parameters of "tiny" would take hours: a thirteenth of them, with the same stages.
+    small = {"depths": [1, 1, 1, 1, 1], "base_dims": [64, 64, 128, 128, 256], "head_dim": 32}
+    return {"model": {"recipe": "transvae", "variant": "tiny", **small}, "losses": losses, "training": training}
+
+
+def choose_image_size(splits: DataSplits) -> int:
+    """Return the side to train a TransVAE on: at most 256 (128 on a CPU), a multiple of 16, not larger than the images.
+
+    Args:
+        splits: the data at its native size.
+
+    Returns:
+        Side in pixels.
+    """
+    most = 256 if torch.cuda.is_available() else 128
+    return max(16, min(most, *splits.native.median_size) // 16 * 16)

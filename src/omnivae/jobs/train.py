@@ -1,0 +1,269 @@
+"""Train from a configuration: build the model, fit it, evaluate it, write the report; the same call continues."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from omnivae.component import suggestion
+from omnivae.data import DataConfig, DataSplits, collate, load_data
+from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
+from omnivae.losses import Loss
+from omnivae.models import VAE
+from omnivae.models.storage import write_atomic
+from omnivae.recipes import RECIPES
+from omnivae.training import FitResult, fit
+
+log = logging.getLogger(__name__)
+
+CONFIG, REPORT, MODEL, PICTURES = "config.yaml", "report.html", "model", "pictures"
+#: What a report evaluates, on so many test images.
+REPORT_METRICS, REPORT_IMAGES = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl"), 256
+
+
+def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) -> VAE:
+    """Build the model that a configuration names; what it leaves out and the data knows comes from the data.
+
+    Args:
+        model: ``{"recipe": name, **arguments}``.
+        data: the data section.
+        splits: the data.
+
+    Returns:
+        The model, randomly initialised.
+
+    Raises:
+        ValueError: for an unknown recipe or argument, or one that contradicts the data.
+    """
+    arguments = dict(model)
+    name = arguments.pop("recipe", "transvae")
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}{suggestion(name, RECIPES)}; expected one of {', '.join(RECIPES)}")
+    recipe: Callable[..., VAE] = RECIPES[name]
+    parameters = inspect.signature(recipe).parameters
+    for argument in arguments:
+        if argument not in parameters:
+            raise ValueError(f"the recipe {name!r} has no argument {argument!r}{suggestion(argument, parameters)}")
+    from_data = {"in_channels": splits.channels}
+    if "image_size" in parameters:
+        from_data["image_size"] = list(splits.image_size)  # type: ignore[assignment]
+    else:
+        from_data["input_resolution"] = max(splits.image_size)
+    for argument, value in from_data.items():
+        if argument in parameters and arguments.get(argument) is None:
+            arguments[argument] = value
+    if arguments.get("in_channels", splits.channels) != splits.channels:
+        raise ValueError(
+            f"model.in_channels is {arguments['in_channels']} and the images have {splits.channels} channels; "
+            f"set data.channels to {arguments['in_channels']}, or leave model.in_channels out"
+        )
+    if data.value_range is not None and "value_range" in parameters:
+        if arguments.get("value_range") not in (None, data.value_range, list(data.value_range)):
+            raise ValueError(
+                f"model.value_range is {arguments['value_range']} and data.value_range is {data.value_range}; give one of them"
+            )
+        arguments["value_range"] = data.value_range
+    return recipe(**arguments)
+
+
+def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
+    """Build everything that a run needs, and refuse what cannot work, before anything is trained.
+
+    Args:
+        config: the run.
+
+    Returns:
+        Model, losses and data.
+    """
+    losses = build_losses(config.losses)
+    splits = load_data(config.data, seed=config.training.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        model = build_model(config.model, config.data, splits)
+    if tuple(model.value_range) != tuple(splits.value_range):
+        splits = load_data(config.data, value_range=model.value_range, seed=config.training.seed)
+    if splits.channels != model.in_channels:
+        raise ValueError(
+            f"the images have {splits.channels} channels and the model takes {model.in_channels}; set data.channels"
+        )
+    model.statistics = model.statistics | {
+        "image_size": list(splits.image_size),
+        "data": {
+            "name": splits.name,
+            "image_size": config.data.image_size,
+            "channels": config.data.channels,
+            "binarize": config.data.binarize,
+        },
+    }
+    return model, losses, splits
+
+
+def train(config: RunConfig, output: str | Path, *, progress: bool = True, report: bool = True) -> FitResult:
+    """Train a model into a run directory, or continue the run that is there.
+
+    The directory holds ``config.yaml``, ``checkpoints/``, ``model/`` (a model directory), ``metrics.csv``,
+    ``kl_per_dimension.csv``, ``tensorboard/``, ``pictures/`` and, at the end, ``report.html``.
+
+    Args:
+        config: the run.
+        output: its directory.
+        progress: show progress on standard error.
+        report: evaluate the model and write ``report.html`` at the end.
+
+    Returns:
+        How far it came.
+
+    Raises:
+        FileExistsError: when the directory holds another run, or something else.
+        ValueError: for data, model or losses that cannot work.
+        FloatingPointError: when a loss stops being finite.
+    """
+    directory = Path(output)
+    check_output(directory, config)
+    model, losses, splits = prepare(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / CONFIG, config.to_yaml().encode())
+    log.info(
+        "%s: %s parameters; %d training, %d validation and %d test images of %s",
+        type(model).__name__,
+        f"{model.num_parameters():,}",
+        len(splits.train),
+        len(splits.val),
+        len(splits.test),
+        splits.name,
+    )
+
+    def save(trained: nn.Module) -> None:
+        trained.save_pretrained(directory / MODEL)  # type: ignore[operator]
+
+    result = fit(
+        model,
+        losses,
+        splits.train,
+        splits.val,
+        config=config.training,
+        directory=directory,
+        save_model=save,
+        collate=collate,
+        num_workers=config.data.num_workers,
+        draw=lambda trained, step: draw(trained, splits, directory / PICTURES / f"step-{step:08d}.png"),
+        progress=progress,
+    )
+    if result.complete and report:
+        write_run_report(directory, splits)
+    return result
+
+
+def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None = None) -> Path:
+    """Evaluate a run's model on its test images and write its report.
+
+    Args:
+        directory: the run.
+        splits: its data.
+        output: where to write; ``report.html`` in the run by default.
+
+    Returns:
+        The report.
+    """
+    from omnivae.metrics import evaluate
+    from omnivae.report import write_report
+
+    model = VAE.from_pretrained(directory)
+    subset = torch.utils.data.Subset(splits.test, range(min(len(splits.test), REPORT_IMAGES)))
+    evaluation = evaluate(model, subset, REPORT_METRICS, progress=False)
+    evaluation.to_json(directory / "evaluation.json")
+    return write_report(
+        model,
+        splits.test,
+        output or directory / REPORT,
+        evaluation=evaluation,
+        history=directory / "metrics.csv",
+        config_text=(directory / CONFIG).read_text(),
+        title=f"{splits.name}: {type(model).__name__}",
+        classes=splits.classes,
+    )
+
+
+def check_output(directory: Path, config: RunConfig) -> None:
+    """Refuse a directory that holds another run or foreign files.
+
+    Args:
+        directory: the run's directory.
+        config: what is asked for.
+
+    Raises:
+        FileExistsError: names what differs.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; give --output a directory")
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if not (directory / CONFIG).is_file():
+        raise FileExistsError(f"{directory} is not empty and holds no run; give --output a new or empty directory")
+    different = differences(read_yaml(directory / CONFIG), config.to_dict())
+    if different:
+        shown = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
+        raise FileExistsError(
+            f"{directory} holds another run ({shown}); give --output another directory, or repeat that run's command to continue it"
+        )
+
+
+def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:
+    """Draw reconstructions of validation images, and samples, into one picture.
+
+    Args:
+        model: in evaluation mode.
+        splits: the data.
+        path: PNG file to write.
+    """
+    from omnivae.report import run_picture
+
+    x = torch.stack([splits.val[i]["x"] for i in range(min(8, len(splits.val)))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    device = next(model.parameters()).device
+    run_picture(model, x.to(device)).save(path)
+
+
+def run_data(directory: Path) -> DataConfig | None:
+    """Return the data section of the run that a path is in, or ``None`` for a bare model directory.
+
+    Args:
+        directory: a run or a model directory.
+
+    Returns:
+        The data section.
+    """
+    for candidate in (directory, directory.parent):
+        if (candidate / CONFIG).is_file():
+            return RunConfig.from_dict(read_yaml(candidate / CONFIG)).data
+    return None
+
+
+def data_for(model: VAE, path: str | None, base: DataConfig | None) -> DataConfig:
+    """Return how to read images for a trained model: prepared as in its training.
+
+    Args:
+        model: the model.
+        path: where the images are; the run's own data by default.
+        base: the run's data section, if known.
+
+    Returns:
+        The data section.
+
+    Raises:
+        ValueError: when neither a path nor a run is known.
+    """
+    if path is None and base is None:
+        raise ValueError("this model directory is not part of a run, so its images are not known: say --data.path DIR")
+    if base is not None:
+        return base if path is None else replace(base, path=path, format="auto" if path != base.path else base.format)
+    known = model.statistics.get("data", {})
+    prepared = {name: known[name] for name in ("image_size", "channels", "binarize") if known.get(name) is not None}
+    return DataConfig(path=str(path), **prepared)
