@@ -1,6 +1,7 @@
 """The import table of the architecture and other rules of the house, read off the source."""
 
 import ast
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def package_of(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(), filename=str(path))
 
