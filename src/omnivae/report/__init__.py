@@ -4,8 +4,8 @@ from omnivae.report.figures import comparison_grid, image_grid, interpolation_gr
 from omnivae.report.history import read_history
 from omnivae.report.html import write_report
 from omnivae.report.latent_ops import interpolate, reconstruct, traverse
+from omnivae.report.pictures import run_picture, traverse_model
 from omnivae.report.plots import curves, kl_bar, latent_map
-from omnivae.report.preview import run_picture
 
 __all__ = [
     "comparison_grid",
@@ -22,5 +22,6 @@ __all__ = [
     "to_png",
     "traversal_grid",
     "traverse",
+    "traverse_model",
     "write_report",
 ]

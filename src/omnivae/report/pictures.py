@@ -1,0 +1,81 @@
+"""Whole pictures of a model: what a run draws while it goes on, and the traversals of an image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from omnivae.report.collect import Chosen, encode_all
+from omnivae.report.figures import comparison_grid, traversal_grid
+from omnivae.report.latent_ops import device_of, evaluating, order_by_kl, reconstruct, traverse
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@torch.no_grad()
+def run_picture(model: Any, x: Tensor, *, cond: Tensor | None = None, seed: int = 0) -> Image:
+    """Draw originals, reconstructions, error maps, and as many samples from the prior.
+
+    Args:
+        model: a VAE; used in evaluation mode and left as it was.
+        x: images in the model's value range, ``[N, C, H, W]``.
+        cond: condition of the images and of the samples, ``[N, E]``.
+        seed: seed of the samples, so that pictures of different steps show the same draws.
+
+    Returns:
+        A picture, ready to be saved.
+    """
+    from PIL import Image as images
+
+    with evaluating(model):
+        generator = torch.Generator().manual_seed(seed)
+        samples = model.sample(len(x), size=tuple(x.shape[2:]), cond=cond, generator=generator).cpu()
+    decoded = reconstruct(model, x, cond).cpu()
+    return images.fromarray(comparison_grid(x.cpu(), decoded, model.value_range, samples=samples))
+
+
+@torch.no_grad()
+def traverse_model(
+    model: Any,
+    x: Tensor,
+    references: Tensor,
+    *,
+    num_dimensions: int = 10,
+    span: float = 3.0,
+    steps: int = 9,
+    cond: Tensor | None = None,
+) -> Image:
+    """Draw the traversals of an image's most informative latent dimensions, labelled with their KL.
+
+    Args:
+        model: a VAE; used in evaluation mode and left as it was.
+        x: the image whose other dimensions are kept, ``[C, H, W]``.
+        references: images whose latents give each dimension's KL, mean and standard deviation (of the aggregate
+            posterior), ``[N, C, H, W]``.
+        num_dimensions: rows, >= 1; all dimensions where the latent has fewer.
+        span: standard deviations on each side of the mean, > 0.
+        steps: images in a row, >= 2.
+        cond: condition of ``x`` and the references, ``[E]``.
+
+    Returns:
+        A picture, ready to be saved.
+
+    Raises:
+        ValueError: for no reference or fewer than one dimension.
+    """
+    from PIL import Image as images
+
+    if num_dimensions < 1 or not len(references):
+        raise ValueError(f"got num_dimensions={num_dimensions}, {len(references)} references; expected at least 1 each")
+    items = [{"x": image, "key": str(i), "cond": cond} for i, image in enumerate(references)]
+    with evaluating(model):
+        encoded = encode_all(model, Chosen(items, list(range(len(items)))), device_of(model))
+    order = order_by_kl(encoded.kl, len(encoded.centre))[:num_dimensions]
+    statistics = (encoded.centre, encoded.spread)
+    frames = traverse(model, x, dimensions=order, span=span, steps=steps, statistics=statistics, cond=cond)
+    return images.fromarray(
+        traversal_grid(frames.cpu(), model.value_range, dimensions=order, kl=encoded.kl, span=span, max_tile=160)
+    )
