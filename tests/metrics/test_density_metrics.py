@@ -77,6 +77,7 @@ def test_monte_carlo_kl_agrees_with_the_closed_form(loose_model, images):
 
 
 def test_the_general_path_samples_the_same_posterior(loose_model, images):
+    loose_model.requires_grad_(False)
     inference = Inference(loose_model, images, [str(i) for i in range(len(images))], num_samples_nll=2000)
     fast, general = inference._gaussian_terms(2000), inference._general_terms(2000)
     for a, b in zip(fast, general, strict=True):

@@ -58,7 +58,7 @@ def report(tmp_path, model=None, dataset=None, name="r.html", **arguments) -> st
 
 
 def test_report_is_self_contained_and_complete(tmp_path, history):
-    page = Page(report(tmp_path, history=history, config_text="model: x", projections=("pca", "tsne")))
+    page = Page(report(tmp_path, history=history, config_text="model: x"))
     assert "script" not in page.tags
     assert "link" not in page.tags
     for tag, name, value in page.attributes:

@@ -214,7 +214,10 @@ def traversal_grid(
         ``[height, width, 3]`` uint8.
     """
     dimensions = range(len(frames)) if dimensions is None else dimensions
-    names = [f"z{d}" + (f"\n{kl[d]:.2f} nats" if kl is not None and len(kl) else "") for d in dimensions]
+    names = [
+        f"z{d}" + (f"\n{kl[d]:.{2 if kl[d] < 100 else 0}f} nats" if kl is not None and len(kl) else "")
+        for d in dimensions
+    ]
     headings = [f"{v:+.1f} σ".replace("-", "−") if v else "mean" for v in np.linspace(-span, span, frames.shape[1])]
     rows = [list(_tiles(to_pixels(row, value_range), min_tile, max_tile)) for row in frames]
     return _assemble(rows, row_labels=names, headings=headings)
@@ -290,7 +293,7 @@ def _assemble(
     widths = [row_tile.shape[1] for row_tile in rows[0]]
     left = 0
     if row_labels is not None:
-        left = 12 + max(math.ceil(pen.textlength(part, font=font)) for text in row_labels for part in text.split("\n"))
+        left = 16 + max(math.ceil(pen.textlength(part, font=font)) for text in row_labels for part in text.split("\n"))
     captions = captions or [None] * len(rows)
     top = line if headings is not None else 0
     heights = [row[0].shape[0] + (line if caption else 0) for row, caption in zip(rows, captions, strict=True)]

@@ -26,6 +26,7 @@ MAX_TRAVERSALS = 10
 #: Images of a quick evaluation; more need `omnivae evaluate`.
 QUICK_IMAGES = 200
 SAMPLE_COLUMNS = 8
+TSNE_AT_LEAST = 100
 INTERPOLATIONS = 4
 Section = tuple[str, str]
 
@@ -61,7 +62,7 @@ def write_report(
         title: heading.
         dataset_name: name of the data, as shown; the dataset's class by default.
         classes: name of each label.
-        projections: panels of the latent map, "pca" and "tsne".
+        projections: panels of the latent map, "pca" and "tsne" (left out where fewer than 100 images are encoded).
         num_images: images that are shown with their reconstructions, >= 1.
         num_latents: images that are encoded for the latent map and its statistics, >= 2.
         seed: seed of the choice of images, of the samples and of t-SNE.
@@ -244,8 +245,8 @@ def _latent_map(
     count = len(encoded.means)
     if count < 2 or not projections:
         return
-    # t-SNE needs neighbours: a handful of points has none.
-    methods = [m for m in projections if m == "pca" or count >= 10]
+    # t-SNE needs neighbourhoods, which a handful of points has not.
+    methods = [m for m in projections if m == "pca" or count >= TSNE_AT_LEAST] or ["pca"]
     png = plots.latent_map(encoded.means, encoded.labels, classes=classes, methods=methods, seed=seed)
     names = {"pca": "their first two principal components", "tsne": "t-SNE, which keeps neighbours together"}
     note = f"Posterior means of {count:,} images: {' and '.join(names[m] for m in methods)}."

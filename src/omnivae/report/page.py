@@ -11,7 +11,7 @@ STYLE = """
 :root { --paper: #ffffff; --page: #f6f7f9; --ink: #1c2230; --muted: #5d6675; --line: #e2e5ea; --accent: #2563a8; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #1b1f27; --page: #12151b; --ink: #e8eaf0; --muted: #9aa3b2; --line: #2e3440; --accent: #7fb0e6; }
-  figure img { filter: brightness(.93); }
+  figure { filter: brightness(.93); }
 }
 * { box-sizing: border-box; }
 html { color-scheme: light dark; scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
@@ -52,7 +52,7 @@ pre { overflow-x: auto; margin: 14px 0 0; padding: 16px; border: 1px solid var(-
   background: var(--page); font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 footer { max-width: 1120px; margin: 0 auto; padding: 4px 24px 48px; color: var(--muted); font-size: .88rem; }
 @media (max-width: 640px) { main, header.top { padding-left: 14px; padding-right: 14px; } section { padding: 16px; }
-  header.top { padding-top: 28px; } h1 { font-size: 1.6rem; } }
+  header.top { padding-top: 28px; } figure img { min-width: 560px; } h1 { font-size: 1.6rem; } }
 @media print { :root { --paper: #fff; --page: #fff; --ink: #000; --muted: #444; --line: #ccc; --accent: #000; }
   nav { display: none; } section { border: 0; padding: 0; margin: 0 0 28px; } figure { border: 0; padding: 0; }
   figure, table, h2, .tiles { break-inside: avoid; } h2 { break-after: avoid; } body { font-size: 11pt; }
