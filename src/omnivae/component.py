@@ -28,6 +28,11 @@ class ComponentMeta(type):
         bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)  # type: ignore[misc]
         bound.apply_defaults()
         arguments = dict(list(bound.arguments.items())[1:])
+        for name, parameter in bound.signature.parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and arguments.pop(name, None):
+                raise TypeError(
+                    f"{cls.__name__} was given arguments that its constructor does not name: {args} {kwargs}"
+                )
         # Sub-components are recorded as configuration, not by reference: a reference kept beside
         # nn.Module's own registration would survive a replaced submodule and describe the wrong one.
         recorded = {name: _snapshot(value) for name, value in arguments.items()}
@@ -49,6 +54,8 @@ class Component(metaclass=ComponentMeta):
     """
 
     _arguments: dict[str, Any]
+    #: Set to True in the body of a class that is only a base: it is not registered under its name.
+    abstract = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -145,7 +152,7 @@ def component_class(name: str, base: type[T] = Component) -> type[T]:  # type: i
         ValueError: when no such component is registered, or it is of another kind.
     """
     known = registered(base)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
             f"unknown {base.__name__.lower()} {name!r}{suggestion(name, known)}; registered: {', '.join(sorted(known))}"
         )
@@ -164,7 +171,7 @@ def registered(base: type[T] = Component) -> dict[str, type[T]]:  # type: ignore
     return {
         name: cls
         for name, cls in _REGISTRY.items()
-        if issubclass(cls, base) and cls is not base and not inspect.isabstract(cls)
+        if issubclass(cls, base) and cls is not base and not cls.__dict__.get("abstract", False)
     }
 
 

@@ -205,7 +205,7 @@ class DiscretizedLogistic(Distribution):
         return self.loc.clamp(self.low, self.high)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of the bin that ``value`` lies in, in nats.
+        """Return the log-probability of the level nearest to ``value``, in nats.
 
         Args:
             value: levels in the value range.
@@ -214,7 +214,7 @@ class DiscretizedLogistic(Distribution):
             Same shape as ``value`` broadcast with ``loc``.
         """
         half_bin = 0.5 * (self.high - self.low) / (self.num_levels - 1)
-        value = at_least_float32(value)
+        value = _to_levels(value, self.low, self.high, self.num_levels) * self._step() + self.low
         upper = (value + half_bin - self.loc) / self.scale
         lower = (value - half_bin - self.loc) / self.scale
         # log(sigmoid(u) - sigmoid(l)) = logsigmoid(u) + logsigmoid(-l) + log(1 - exp(-(u - l))): no cancellation.
@@ -274,7 +274,8 @@ class CategoricalLevels(Distribution):
         levels = torch.linspace(
             self.low, self.high, self.num_levels, dtype=self.logits.dtype, device=self.logits.device
         )
-        return self.logits.exp() @ levels
+        # Not a matrix product: autocast would run that in half precision.
+        return (self.logits.exp() * levels).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the level nearest to ``value``, in nats.
@@ -299,7 +300,7 @@ class CategoricalLevels(Distribution):
             Values on the quantisation grid.
         """
         index = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
-        return index * ((self.high - self.low) / (self.num_levels - 1)) + self.low
+        return index.to(self.logits.dtype) * ((self.high - self.low) / (self.num_levels - 1)) + self.low
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalLevels:
         """Return a copy of batch shape ``batch_shape``."""

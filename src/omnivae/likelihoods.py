@@ -30,6 +30,8 @@ class Likelihood(nn.Module, Component):
         unit_range: whether it is defined on [0, 1] only.
     """
 
+    abstract = True
+
     discrete: bool = False
     unit_range: bool = False
 
@@ -52,6 +54,8 @@ class Likelihood(nn.Module, Component):
 
 class _LocationScale(Likelihood):
     """A density with a location and a scale: fixed, one learned scalar, or one for every pixel."""
+
+    abstract = True
 
     def __init__(self, scale: Scale = 1.0) -> None:
         super().__init__()

@@ -15,6 +15,8 @@ from omnivae.component import Component
 class Prior(nn.Module, Component):
     """Base of the priors: a module from the latent's shape to p(z)."""
 
+    abstract = True
+
     def forward(
         self,
         latent_shape: torch.Size,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,8 @@ def ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
         data_range: highest minus lowest possible value.
 
     Returns:
-        ``[B]``. Where an axis is shorter than the Gaussian window (11), the window shrinks to the largest odd size that fits.
+        ``[B]``. Where an axis is shorter than the Gaussian window (11), it becomes a uniform one of
+        the largest odd size that fits.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -49,8 +48,8 @@ def ms_ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
         data_range: highest minus lowest possible value.
 
     Returns:
-        ``[B]``. All five scales need more than 160 pixels along every axis; smaller images use the scales that fit, their
-        weights rescaled to sum to one.
+        ``[B]``. All five scales need at least 176 pixels along every axis; smaller images use the scales that fit (see
+        :func:`num_scales`), their weights rescaled to sum to one; below 22 pixels it is :func:`ssim`.
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -58,12 +57,14 @@ def ms_ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
     if scales < 2:
         return ssim(a, b, data_range=data_range)
     betas = SCALE_WEIGHTS[:scales]
+    if scales < len(SCALE_WEIGHTS):
+        betas = tuple(w / sum(betas) for w in betas)
     values = [
         multiscale_structural_similarity_index_measure(
             at_least_float32(x[None]),
             at_least_float32(y[None]),
             kernel_size=KERNEL_SIZE,
-            betas=tuple(w / sum(betas) for w in betas),
+            betas=betas,
             data_range=data_range,
             normalize="relu",
         )
@@ -73,8 +74,24 @@ def ms_ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
 
 
 def num_scales(smallest_axis: int) -> int:
-    """Return how many of the five scales an image allows: each halving must leave more than the 11-pixel window."""
-    return max(0, min(len(SCALE_WEIGHTS), 1 + int(math.log2(max(1, (smallest_axis - 1) // (KERNEL_SIZE - 1))))))
+    """Return how many of the five scales an image allows.
+
+    Args:
+        smallest_axis: its shortest side in pixels.
+
+    Returns:
+        0 to 5: the 11-pixel window must fit into the coarsest scale, and torchmetrics' own condition must hold.
+
+    Example:
+        >>> [num_scales(n) for n in (10, 11, 22, 44, 99, 176)]
+        [0, 1, 2, 3, 4, 5]
+    """
+    fits = [
+        n
+        for n in range(1, len(SCALE_WEIGHTS) + 1)
+        if smallest_axis >> (n - 1) >= KERNEL_SIZE and smallest_axis // max(1, n - 1) ** 2 > KERNEL_SIZE - 1
+    ]
+    return max(fits, default=0)
 
 
 def _kernel(smallest_axis: int) -> int:

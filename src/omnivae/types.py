@@ -76,7 +76,7 @@ class Latent:
         posterior: q(z|x).
         prior: p(z), or ``None`` where there is no density (vector quantisation).
         z: samples, ``[K, B, C, *S]``.
-        log_q: log q(z|x) in nats, ``[K, B]``, or ``None``.
+        log_q: log q(z|x) in nats, ``[K, B]``; ``None`` where there is no density, or where z is the mode and no sample.
     """
 
     posterior: Posterior

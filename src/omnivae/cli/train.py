@@ -138,9 +138,11 @@ def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
     refuse_class_paths({k: sections[k] for k in ("model", "losses")})
     losses = {name: sections["losses"][name] for name in sections["losses"] if name in named}
     losses = {name: arguments for name, arguments in losses.items() if arguments["weight"] != 0}
-    config = RunConfig(
-        sections["model"], DataConfig(**sections["data"]), losses, TrainingConfig(**sections["training"])
-    )
+    # Only what was asked for: the rest of the recipe's arguments may come from the data (channels, image size).
+    asked = {a.partition("=")[0].removeprefix("--model.").split(".")[0] for a in argv if a.startswith("--model.")}
+    asked |= {"recipe", *values.get("model", {}), *chosen.get("model", {})}
+    model = {name: value for name, value in sections["model"].items() if name in asked}
+    config = RunConfig(model, DataConfig(**sections["data"]), losses, TrainingConfig(**sections["training"]))
     if chosen.get("model"):
         print(_announce(config), file=sys.stderr)
     return config, parsed.output, parsed.report

@@ -35,6 +35,8 @@ class Loss(nn.Module, Component):
         epoch: epochs so far, set by the trainer.
     """
 
+    abstract = True
+
     name: str = ""
     num_samples: int = 1
     needs: frozenset[str] = frozenset()
@@ -99,9 +101,24 @@ def as_schedule(name: str, value: Weight) -> float | Schedule:
     )
 
 
-def target_of(batch: Batch) -> Tensor:
-    """Return what the reconstruction is compared with: ``target`` where the batch has one, else ``x``."""
-    return batch.get("target", batch["x"])
+def target_of(batch: Batch, output: VAEOutput) -> Tensor:
+    """Return what the reconstruction is compared with: ``target`` where the batch has one, else ``x``.
+
+    Args:
+        batch: the batch.
+        output: the model's output.
+
+    Returns:
+        ``[B, C, *S]``.
+
+    Raises:
+        ValueError: when its shape is not the reconstruction's: broadcasting would change the loss in silence.
+    """
+    target = batch.get("target", batch["x"])
+    shape = output.likelihood.batch_shape[1:] + output.likelihood.event_shape
+    if target.shape != shape:
+        raise ValueError(f"got a target of shape {tuple(target.shape)}; the reconstruction's is {tuple(shape)}")
+    return target
 
 
 def event_size(x: Tensor) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.distributions import Independent
 
 from omnivae.distributions import kl_divergence, kl_elements
 from omnivae.losses.base import Loss, Weight, as_schedule, event_size, target_of
@@ -29,8 +32,17 @@ class NLL(Loss):
         self.num_samples = num_samples
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
-        x = target_of(batch)
-        return self.reduce(-output.likelihood.log_prob(x), event_size(x))
+        x = target_of(batch, output)
+        mask = batch.get("mask")
+        if mask is None:
+            log_prob = output.likelihood.log_prob(x)
+        elif isinstance(output.likelihood, Independent):
+            log_prob = (output.likelihood.base_dist.log_prob(x) * mask).flatten(2).sum(2)
+        else:
+            raise ValueError(
+                f"got a mask with {type(output.likelihood).__name__}, which does not split into pixels; drop the mask"
+            )
+        return self.reduce(-log_prob, event_size(x))
 
 
 class KL(Loss):
@@ -58,7 +70,7 @@ class KL(Loss):
         capacity: Weight | None = None,
     ) -> None:
         super().__init__(weight, per_element)
-        if free_bits < 0:
+        if not 0 <= free_bits < math.inf:
             raise ValueError(f"got free_bits={free_bits}; expected nats for each latent element, >= 0")
         if free_bits and capacity is not None:
             raise ValueError("got both free_bits and capacity; expected at most one of them")
@@ -78,7 +90,9 @@ class KL(Loss):
                     raise ValueError("free_bits needs a factorised gaussian posterior and prior; set free_bits to 0")
                 kl = elements.mean(0).clamp(min=self.free_bits).sum()
             else:
-                kl = kl_divergence(latent.posterior, latent.prior, z=latent.z, log_q=latent.log_q).mean()
+                # The mode is no sample: a Monte Carlo estimate there would be wrong, so none is passed on.
+                z = None if latent.log_q is None else latent.z
+                kl = kl_divergence(latent.posterior, latent.prior, z=z, log_q=latent.log_q).mean()
             total = total + (kl / event_size(latent.z[0]) if self.per_element else kl)
         if self.capacity is not None:
             total = (total - value_at(self.capacity, step=self.step, epoch=self.epoch)).abs()

@@ -23,9 +23,7 @@ class L1(Loss):
     name = "l1"
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
-        x = at_least_float32(target_of(batch))
-        error = (at_least_float32(output.reconstruction) - x).abs().flatten(1).sum(1)
-        return self.reduce(error, event_size(x))
+        return self.reduce(_sum(_error(output, batch).abs(), batch), event_size(batch["x"]))
 
 
 class MSE(Loss):
@@ -39,9 +37,7 @@ class MSE(Loss):
     name = "mse"
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
-        x = at_least_float32(target_of(batch))
-        error = (at_least_float32(output.reconstruction) - x).square().flatten(1).sum(1)
-        return self.reduce(error, event_size(x))
+        return self.reduce(_sum(_error(output, batch).square(), batch), event_size(batch["x"]))
 
 
 class MSSSIM(Loss):
@@ -66,4 +62,17 @@ class MSSSIM(Loss):
                 "ms_ssim needs to know the value range: build it with MSSSIM(value_range=(-1, 1)) or (0, 1)"
             )
         low, high = self.value_range
-        return (1.0 - ms_ssim(output.reconstruction, target_of(batch), data_range=high - low)).mean()
+        if "mask" in batch:
+            raise ValueError(
+                "ms_ssim compares whole images and cannot leave masked pixels out; use l1 or mse with a mask"
+            )
+        return (1.0 - ms_ssim(output.reconstruction, target_of(batch, output), data_range=high - low)).mean()
+
+
+def _error(output: VAEOutput, batch: Batch) -> Tensor:
+    return at_least_float32(output.reconstruction) - at_least_float32(target_of(batch, output))
+
+
+def _sum(error: Tensor, batch: Batch) -> Tensor:
+    mask = batch.get("mask")
+    return (error if mask is None else error * mask).flatten(1).sum(1)

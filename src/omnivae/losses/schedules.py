@@ -22,6 +22,8 @@ class Schedule(Component):
         unit: whether progress is counted in optimiser steps or in epochs.
     """
 
+    abstract = True
+
     unit: Unit = "step"
 
     def __call__(self, t: float) -> float:

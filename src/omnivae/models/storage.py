@@ -49,10 +49,12 @@ def load_model(directory: str | Path) -> Any:
     """
     from safetensors.torch import load_file
 
+    from safetensors import SafetensorError
+
     path = find_model(directory)
-    config = json.loads((path / CONFIG).read_text())
-    if not isinstance(config, dict) or "model" not in config:
-        raise ValueError(f"{path / CONFIG} is not a model configuration: it has no 'model' entry")
+    config = _read_json(path / CONFIG)
+    if not isinstance(config.get("model"), dict):
+        raise ValueError(f"{path / CONFIG} is not a model configuration: its 'model' entry is missing or no component")
     if config.get("format", FORMAT) > FORMAT:
         raise ValueError(
             f"{path} was written by a newer omnivae (format {config['format']}, this one reads {FORMAT}): upgrade omnivae"
@@ -60,10 +62,16 @@ def load_model(directory: str | Path) -> Any:
     # Initialising weights that are about to be overwritten must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
         model = from_config(config["model"])
-    load_exactly(model, load_file(path / WEIGHTS), str(path))
+    if not (isinstance(model, nn.Module) and hasattr(model, "encode")):
+        raise ValueError(f"{path / CONFIG} describes a {type(model).__name__}, which is not a model")
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS} is damaged or incomplete ({error}); fetch or write it again") from error
+    load_exactly(model, tensors, str(path))
     statistics = path / STATISTICS
     if statistics.exists():
-        model.statistics = json.loads(statistics.read_text())
+        model.statistics = _read_json(statistics)
     return model.eval()
 
 
@@ -135,6 +143,16 @@ def write_atomic(path: Path, content: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or incomplete ({error}); fetch or write it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected an object with named entries")
+    return values
 
 
 def _card(model: Any) -> str:

@@ -214,11 +214,13 @@ class VAE(nn.Module, Component):
         posterior = self.encode(x, cond)
         if sample is None:
             sample = self.training or num_samples > 1
+        log_q: Tensor | None
         if sample:
             z, log_q = posterior.rsample(num_samples)
         else:
-            z = posterior.mode().unsqueeze(0)
-            log_q = posterior.log_prob(z)
+            if num_samples > 1:
+                raise ValueError(f"got sample=False and num_samples={num_samples}; a posterior has one mode")
+            z, log_q = posterior.mode().unsqueeze(0), None
         prior = self.prior(posterior.shape, self.encode, cond)
         likelihood = self.likelihood(z, cond, size=posterior.input_size)
         return VAEOutput(latents=(Latent(posterior, prior, z, log_q),), likelihood=likelihood)
@@ -260,8 +262,12 @@ class VAE(nn.Module, Component):
         else:
             # torch distributions take no generator: draw a seed from it and leave the global state untouched.
             device = prior.mean.device
+            seed = int(torch.randint(2**62, (1,), generator=generator))
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+                if device.type == "cuda":
+                    torch.cuda.manual_seed(seed)
+                else:
+                    torch.default_generator.manual_seed(seed)
                 z = prior.sample()
         z = prior.mean + temperature * (z - prior.mean)
         return self.decode(z, cond, size=size).clamp(*self.value_range)

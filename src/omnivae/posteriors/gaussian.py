@@ -18,6 +18,8 @@ class PosteriorHead(nn.Module, Component):
         provides: what its posteriors have: "density", "diagonal", "indices".
     """
 
+    abstract = True
+
     latent_dim: int
     provides: frozenset[str] = frozenset()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
 
 import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
 
 
 class Progress(pl.Callback):
@@ -68,7 +71,7 @@ class Progress(pl.Callback):
             self._bar.update(self._task, completed=step, text=text)
         elif trainer.is_global_zero:
             left = elapsed / max(1, step - self._first_step) * (self.total_steps - step)
-            print(f"step {step}/{self.total_steps}  {text}  left {_clock(left)}", file=sys.stderr, flush=True)
+            log.info("step %d/%d  %s  left %s", step, self.total_steps, text, _clock(left))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Leave the bar as it stands."""
