@@ -19,7 +19,7 @@ COMMANDS = {
     "interpolate": ("omnivae.cli.look", "walk between images through the latent"),
     "traverse": ("omnivae.cli.look", "vary one latent dimension at a time"),
     "report": ("omnivae.cli.look", "write one self-contained HTML page about a model"),
-    "demo": ("omnivae.cli.demo", "train two small models on embedded data and open their reports"),
+    "demo": ("omnivae.cli.demo", "train two small models on embedded data and write their reports"),
 }
 
 

@@ -173,7 +173,6 @@ def interpolate_files(
     return _write_grid(loaded, interpolate(loaded, a, b, steps=steps, mode=mode), output, columns=steps)
 
 
-@torch.no_grad()
 def traverse_file(
     model: str | Path,
     output: str | Path,
@@ -196,28 +195,14 @@ def traverse_file(
     Returns:
         The file written.
     """
-    from PIL import Image
-
-    from omnivae.report import traversal_grid, traverse
-    from omnivae.report.latent_ops import order_by_kl
+    from omnivae.report import traverse_model
 
     loaded, dataset, _ = _images(model, None, "auto", None)
-    device = next(loaded.parameters()).device
-    references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))]).to(device)
+    references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))])
     x = references[0] if image is None else read_image(loaded, image)[0]
-    posterior = loaded.encode(references)
-    kl = (
-        posterior.kl_elements().flatten(2).sum(2).mean(0)
-        if posterior.mean.ndim > 2
-        else posterior.kl_elements().mean(0)
-    )
-    spread = posterior.mean.movedim(1, 0).flatten(1)
-    statistics = (spread.mean(1), (spread.var(1) + posterior.logvar.exp().movedim(1, 0).flatten(1).mean(1)).sqrt())
-    dimensions = order_by_kl(kl, loaded.latent_dim)[:num_dimensions]
-    frames = traverse(loaded, x, dimensions=dimensions, span=span, steps=steps, statistics=statistics)
-    grid = traversal_grid(frames.cpu(), loaded.value_range, dimensions=dimensions, kl=kl.tolist(), span=span)
+    picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps)
     target = _picture_path(output)
-    Image.fromarray(grid).save(target)
+    picture.save(target)
     return target
 
 

@@ -47,9 +47,8 @@ def load_model(directory: str | Path) -> Any:
         FileNotFoundError: when there is no model there.
         ValueError: when weights and configuration do not fit; names the first keys and shapes that differ.
     """
-    from safetensors.torch import load_file
-
     from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     path = find_model(directory)
     config = _read_json(path / CONFIG)
@@ -61,7 +60,7 @@ def load_model(directory: str | Path) -> Any:
         )
     # Initialising weights that are about to be overwritten must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
-        model = from_config(config["model"])
+        model: Any = from_config(config["model"])
     if not (isinstance(model, nn.Module) and hasattr(model, "encode")):
         raise ValueError(f"{path / CONFIG} describes a {type(model).__name__}, which is not a model")
     try:

@@ -120,9 +120,10 @@ class VAEModule(pl.LightningModule):
                 # One number a channel: positions of a spatial latent share it.
                 self.kl_per_dimension = elements.flatten(2).sum(2).mean(0) if elements.ndim > 2 else elements.mean(0)
         mean = getattr(output.latents[0].posterior, "mean", None)
-        if mean is not None and mean.numel() > mean.shape[1]:
-            channels = mean.movedim(1, 0).flatten(1)
-            into[f"{split}/active_units"] = (channels.var(1) > ACTIVE_VARIANCE).sum()
+        if mean is not None and len(mean) > 1:
+            # A unit is a dimension of a vector, or a channel: its variance over images, averaged over positions.
+            variance = mean.var(0).flatten(1).mean(1)
+            into[f"{split}/active_units"] = (variance > ACTIVE_VARIANCE).sum()
 
     def _freeze_statistics(self) -> None:
         # A frozen part must not drift through its normalisation statistics either.

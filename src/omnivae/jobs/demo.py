@@ -1,0 +1,75 @@
+"""The demonstration: a TransVAE learns real photographs, a beta-VAE learns real handwritten digits, on two CPU cores."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from omnivae.data import DataConfig
+from omnivae.jobs.config import RunConfig
+from omnivae.jobs.train import REPORT, train
+from omnivae.training import TrainingConfig
+
+log = logging.getLogger(__name__)
+
+
+def demo_runs() -> dict[str, RunConfig]:
+    """Return the demonstration's runs: small models, nothing to download.
+
+    Returns:
+        Name to configuration.
+    """
+    photos = RunConfig(
+        model={
+            "recipe": "transvae",
+            "variant": "tiny",
+            "compression_ratio": 8,
+            "latent_dim": 16,
+            "depths": [1, 1, 2, 2],
+            "base_dims": [48, 96, 96, 192],
+            "head_dim": 32,
+        },
+        data=DataConfig(path="photos", image_size=64, flip=True),
+        losses={"l1": {"weight": 1.0, "per_element": True}, "ms_ssim": {"weight": 0.2}, "kl": {"weight": 1e-6}},
+        training=TrainingConfig(
+            batch_size=16, learning_rate=1e-3, max_steps=700, checkpoint_every=350, ema=0.99, val_images=64
+        ),
+    )
+    digits = RunConfig(
+        model={"recipe": "conv_vae", "latent_dim": 10, "channels": [32, 64, 128], "likelihood": "bernoulli"},
+        data=DataConfig(path="digits", image_size=32),
+        losses={"nll": {}, "kl": {"weight": 4.0}},
+        training=TrainingConfig(
+            batch_size=64, learning_rate=2e-3, max_steps=1200, checkpoint_every=400, ema=0.99, val_images=128
+        ),
+    )
+    return {"photos": photos, "digits": digits}
+
+
+def demo(output: str | Path, *, steps: int | None = None, progress: bool = True) -> list[Path]:
+    """Train the demonstration's models and write their reports; continues where it was interrupted.
+
+    Args:
+        output: directory for the runs.
+        steps: optimiser steps of each run, instead of the demonstration's own.
+        progress: show progress on standard error.
+
+    Returns:
+        The reports.
+    """
+    reports = []
+    for name, config in demo_runs().items():
+        if steps is not None:
+            config = replace(config, training=replace(config.training, max_steps=steps))
+        directory = Path(output) / name
+        start = time.perf_counter()
+        log.info("%s: training into %s", name, directory)
+        result = train(config, directory, progress=progress)
+        if result.stopped_by:
+            log.info("%s: stopped at step %d; the same command continues", name, result.step)
+            return reports
+        log.info("%s: %d steps in %.0f s", name, result.step, time.perf_counter() - start)
+        reports.append(directory / REPORT)
+    return reports
