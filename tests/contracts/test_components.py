@@ -1,0 +1,350 @@
+"""What every recipe, likelihood, loss and schedule promises, whatever is registered: nothing here is listed by hand twice."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.distributions import Distribution
+
+from omnivae.component import registered
+from omnivae.distributions import DiagonalGaussian
+from omnivae.likelihoods import Likelihood
+from omnivae.losses import KL, NLL, Schedule, loss_classes
+from omnivae.models import VAE
+from omnivae.recipes import RECIPES
+from omnivae.recipes.common import LIKELIHOODS
+from omnivae.training import TrainingConfig, fit
+
+# One entry for each recipe: the smallest build that still has every kind of block.
+TOY = {
+    "transvae": {"compression_ratio": 4, "latent_dim": 4, "depths": [1, 1, 1], "base_dims": [8, 8, 16], "head_dim": 8},
+    "conv_vae": {"image_size": 16, "latent_dim": 4, "channels": [4, 8]},
+    "beta_vae": {"in_channels": 3, "image_size": 16, "latent_dim": 4, "channels": [4, 8]},
+    "kl_autoencoder": {"latent_dim": 4, "channels": [8, 8], "num_res_blocks": 1, "num_groups": 4},
+    "cnn_vae": {"latent_dim": 4, "depths": [1, 1, 1, 1, 1], "base_dims": [8, 8, 8, 8, 8]},
+    "vit_vae": {"latent_dim": 4, "depth": 1, "width": 16, "head_dim": 8, "input_resolution": 32},
+    "swin_vae": {"latent_dim": 4, "depths": [2, 2], "dims": [16, 16], "head_dim": 8, "window_size": 2, "patch_size": 2},
+}
+# More compositions of the same recipes; the contract is the same.
+VARIATIONS = {
+    "transvae/ablated": (
+        "transvae",
+        {
+            **TOY["transvae"],
+            "use_rope": False,
+            "use_absolute_positions": True,
+            "use_conv_ffn": False,
+            "use_dc_path": False,
+            "norm": "layer",
+            "stem": "sequential-conv",
+            "input_resolution": 16,
+        },
+    ),
+    "transvae/dwconv": ("transvae", {**TOY["transvae"], "ffn": "dwconv"}),
+    "conv_vae/spatial": ("conv_vae", {**TOY["conv_vae"], "latent": "spatial", "norm": "group"}),
+    "conv_vae/3d": ("conv_vae", {"image_size": 8, "latent_dim": 3, "channels": [4, 8], "dim": 3, "in_channels": 1}),
+    "conv_vae/1d": ("conv_vae", {"image_size": 16, "latent_dim": 3, "channels": [4, 8], "dim": 1, "in_channels": 2}),
+    "kl_autoencoder/3d": ("kl_autoencoder", {**TOY["kl_autoencoder"], "dim": 3, "in_channels": 1}),
+}
+CASES = {name: (name, TOY.get(name)) for name in RECIPES} | VARIATIONS
+SPATIAL = [name for name in CASES if name not in ("conv_vae", "beta_vae", "conv_vae/3d", "conv_vae/1d")]
+
+
+def build(case, **overrides):
+    name, arguments = CASES[case]
+    assert arguments is not None, f"the recipe {name!r} has no toy size: add it to TOY in this file"
+    torch.manual_seed(1)
+    return RECIPES[name](**(arguments | overrides))
+
+
+def images(model, n=4, seed=0):
+    low, high = model.value_range
+    # At least two positions in each direction of the latent: attention over one position has no gradient.
+    side = max(16, 2 * model.encoder.stride)
+    shape = (n, model.in_channels, *(side if model.dim < 3 else side // 2,) * model.dim)
+    return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Images:
+    """A map-style data set of random images."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index]}
+
+
+def train_two_steps(model, losses, directory, x=None, **config):
+    saved = []
+    settings = {"batch_size": 4, "max_steps": 2, "precision": "32", "warmup_steps": 0, "learning_rate": 1e-3} | config
+    result = fit(
+        model,
+        losses,
+        Images(images(model, 8) if x is None else x),
+        None,
+        config=TrainingConfig(**settings),
+        directory=directory,
+        save_model=lambda trained: saved.append(copy.deepcopy(trained.state_dict())),
+        progress=False,
+    )
+    assert result.complete
+    assert saved
+    assert all(bool(torch.isfinite(t).all()) for t in model.state_dict().values() if t.is_floating_point())
+    return saved[-1]
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return request.param
+
+
+def test_every_recipe_has_a_toy_size():
+    assert set(TOY) == set(RECIPES)
+
+
+# -- recipes
+
+
+def test_two_training_steps_change_every_weight_and_stay_finite(case, tmp_path):
+    model = build(case)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train_two_steps(model, {"nll": NLL(), "kl": KL(weight=0.1)}, tmp_path)
+    same = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert same == []
+
+
+def test_gradients_reach_every_parameter(case):
+    model = build(case).train()
+    x = images(model)
+    # Small random values in place of zero-initialised outputs: a gradient that is zero only at initialisation is no fault.
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.normal_(std=0.05)
+    output = model(x)
+    (NLL()(output, {"x": x}) + KL()(output, {"x": x})).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert missing == []
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+def test_output_contract(case):
+    model = build(case).eval()
+    x = images(model)
+    output = model(x)
+    reconstruction, mean, logvar = output
+    assert reconstruction.shape == x.shape
+    assert output.reconstruction is output.recon_x
+    assert mean.shape == logvar.shape == output.z.shape == (4, model.latent_dim, *model.latent_size(x.shape[2:]))
+    posterior = model.encode(x)
+    assert isinstance(posterior, DiagonalGaussian)
+    assert tuple(posterior.shape) == tuple(mean.shape)
+    z, log_q = posterior.rsample(3)
+    assert z.shape == (3, *mean.shape)
+    assert log_q.shape == (3, 4)
+    likelihood = model.likelihood(z[0], size=x.shape[2:])
+    assert isinstance(likelihood, Distribution)
+    assert tuple(likelihood.batch_shape) == (4,)
+    assert tuple(likelihood.event_shape) == tuple(x.shape[1:])
+    assert likelihood.log_prob(x).shape == (4,)
+    assert model.decode(posterior).shape == x.shape
+    assert model.sample(2, size=x.shape[2:]).shape == (2, *x.shape[1:])
+
+
+def test_evaluation_is_deterministic_and_training_samples(case):
+    model = build(case).eval()
+    x = images(model)
+    with torch.no_grad():
+        first, second = model(x), model(x)
+        assert torch.equal(first.reconstruction, second.reconstruction)
+        assert torch.equal(model.encode(x).mean, model.encode(x).mean)
+        assert torch.equal(model.encode(x).logvar, model.encode(x).logvar)
+        assert torch.equal(first.z, first.mean)
+        again = model(x, sample=True)
+    assert not torch.equal(again.z, again.mean)
+
+
+def test_an_image_does_not_depend_on_its_batch(case):
+    model = build(case).eval()
+    x = images(model)
+    with torch.no_grad():
+        together, alone = model(x), model(x[1:2])
+    torch.testing.assert_close(alone.reconstruction[0], together.reconstruction[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(alone.mean[0], together.mean[1], atol=1e-5, rtol=1e-4)
+
+
+def test_saving_and_loading_is_bit_equal(case, tmp_path):
+    model = build(case)
+    x = images(model)
+    model.train()(x)  # moves normalisation statistics away from their initial values
+    model.eval().save_pretrained(tmp_path / "model")
+    files = {path.name for path in (tmp_path / "model").iterdir()}
+    assert files == {"config.json", "model.safetensors", "statistics.json", "README.md"}
+    again = VAE.from_pretrained(tmp_path / "model")
+    assert type(again) is type(model)
+    with torch.no_grad():
+        for left, right in zip(model(x), again(x), strict=True):
+            assert torch.equal(left, right)
+        generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+        size = x.shape[2:]
+        assert torch.equal(
+            model.sample(2, size=size, generator=generators[0]), again.sample(2, size=size, generator=generators[1])
+        )
+
+
+def test_bf16_autocast_keeps_posterior_and_kl_in_float32(case):
+    model = build(case).train()
+    x = images(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(x)
+        terms = {"nll": NLL()(output, {"x": x}), "kl": KL()(output, {"x": x})}
+    assert output.mean.dtype == output.logvar.dtype == output.z.dtype == torch.float32
+    assert output.reconstruction.dtype == torch.float32
+    for value in terms.values():
+        assert value.dtype == torch.float32
+        assert bool(torch.isfinite(value))
+    sum(terms.values()).backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_bf16_is_near_float32(case):
+    model = build(case).eval()
+    x = images(model)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = model(x)
+    # bfloat16 has 8 significant bits; a few layers of rounding stay within some per cent of the value range.
+    assert float((exact.reconstruction - rough.reconstruction).abs().max()) < 0.1
+
+
+def test_repr_names_the_parts(case):
+    text = repr(build(case))
+    for part in ("encoder", "posterior", "decoder", "likelihood", "prior"):
+        assert part in text
+
+
+@pytest.mark.parametrize("case", SPATIAL)
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (17, 33)])
+def test_any_size_comes_back(case, size):
+    model = build(case).eval()
+    size = size if model.dim == 2 else (*size, 2)
+    low, high = model.value_range
+    x = low + (high - low) * torch.rand(2, model.in_channels, *size)
+    with torch.no_grad():
+        output = model(x)
+        assert output.reconstruction.shape == x.shape
+        assert model.decode(model.encode(x)).shape == x.shape
+    stride = model.encoder.stride
+    assert output.mean.shape[2:] == tuple(math.ceil(n / stride) for n in size)
+
+
+@pytest.mark.parametrize("case", ["conv_vae", "beta_vae"])
+def test_vector_latents_say_how_large_an_image_may_be(case):
+    model = build(case).eval()
+    small = torch.full((2, model.in_channels, 9, 13), 0.5)
+    assert model(small).reconstruction.shape == small.shape
+    with pytest.raises(ValueError, match=r"17x16.*at most 16x16"):
+        model(torch.full((2, model.in_channels, 17, 16), 0.5))
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "3d" not in name and "1d" not in name])
+def test_channels_last_gives_the_same_numbers(case):
+    model = build(case).eval()
+    x = images(model)
+    with torch.no_grad():
+        plain = model(x).reconstruction
+        fast = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(fast.reconstruction, plain, atol=1e-5, rtol=1e-4)
+
+
+# -- likelihoods
+
+
+def test_every_registered_likelihood_has_a_name():
+    made = {type(make((0.0, 1.0))) for make in LIKELIHOODS.values()}
+    assert made == set(registered(Likelihood).values())
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_every_likelihood_trains(likelihood, tmp_path):
+    model = build("conv_vae", likelihood=likelihood)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x = images(model, 8)
+    if LIKELIHOODS[likelihood](model.value_range).discrete:
+        low, high = model.value_range
+        x = low + (high - low) * ((x - low) / (high - low) * 255).round() / 255
+    train_two_steps(model, {"nll": NLL(), "kl": KL()}, tmp_path, x=x)
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+    output = model.eval()(x)
+    low, high = model.value_range
+    assert bool(torch.isfinite(output.likelihood.log_prob(x)).all())
+    assert output.likelihood.sample().shape == (1, *x.shape)
+    if LIKELIHOODS[likelihood]((low, high)).discrete:
+        # Probabilities of levels: no image can have more than probability 1.
+        assert bool((output.likelihood.log_prob(x) <= 0).all())
+
+
+# -- losses and schedules
+
+
+def make_loss(name, **arguments):
+    return loss_classes()[name](**arguments)
+
+
+@pytest.mark.parametrize("name", sorted(loss_classes()))
+def test_every_loss_trains(name, tmp_path):
+    model = build("conv_vae")
+    losses = {name: make_loss(name)} | ({} if name == "kl" else {"kl": KL(weight=0.01)})
+    train_two_steps(model, losses, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(loss_classes()))
+def test_every_loss_is_an_unweighted_scalar_with_a_gradient(name):
+    model = build("conv_vae").train()
+    x = images(model)
+    loss = make_loss(name, weight=7.0)
+    if getattr(loss, "value_range", ()) is None:
+        loss.value_range = model.value_range
+    output = model(x)
+    value = loss(output, {"x": x})
+    plain = make_loss(name)
+    if getattr(plain, "value_range", ()) is None:
+        plain.value_range = model.value_range
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+    assert torch.equal(value, plain(output, {"x": x}))
+    assert loss.current_weight() == 7.0
+    value.backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    assert name in repr(loss).lower() or type(loss).__name__ in repr(loss)
+
+
+@pytest.mark.parametrize("schedule", sorted(registered(Schedule)))
+@pytest.mark.parametrize("loss", sorted(loss_classes()))
+def test_every_schedule_serves_as_a_weight_of_every_loss(schedule, loss):
+    made = registered(Schedule)[schedule]()
+    weighted = make_loss(loss, weight=made)
+    for step in (0, 3, 17):
+        weighted.step = step
+        assert weighted.current_weight() == pytest.approx(made(step))
+    by_config = make_loss(loss, weight={"component": schedule})
+    by_config.step = 17
+    assert by_config.current_weight() == pytest.approx(made(17))
+
+
+@pytest.mark.parametrize("schedule", sorted(registered(Schedule)))
+def test_every_schedule_drives_a_training(schedule, tmp_path):
+    cls = registered(Schedule)[schedule]
+    model = build("conv_vae")
+    weight = cls()
+    train_two_steps(model, {"nll": NLL(), "kl": KL(weight=weight)}, tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/weight/kl")
+    assert [float(row.split(",")[column]) for row in rows[1:]] == pytest.approx([weight(0), weight(1)], rel=1e-6)
