@@ -66,6 +66,9 @@ class Component(metaclass=ComponentMeta):
                 f"rename the one in {cls.__module__}"
             )
         _REGISTRY[cls.__name__] = cls
+        # The metaclass's __call__ would otherwise hide the constructor from help() and inspect.
+        signature = inspect.signature(cls.__init__)
+        cls.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
 
     def config_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments that rebuild this object.
