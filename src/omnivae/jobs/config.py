@@ -15,13 +15,6 @@ from omnivae.training import TrainingConfig
 
 SECTIONS = ("model", "data", "losses", "training")
 
-#: Losses of other code bases that this version does not have, and what they need.
-UNAVAILABLE_LOSSES = {
-    "lpips": "the weights of a perceptual network",
-    "vf": "the weights of a vision foundation model",
-    "gan": "a discriminator",
-}
-
 #: What decides a run's result; the other fields may differ when a run is continued.
 CONTINUABLE = {
     "max_steps", "num_epochs", "checkpoint_every", "validate_every", "log_every", "draw_every", "val_images", "devices",
@@ -159,7 +152,7 @@ def build_losses(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Loss]:
         Name to loss.
 
     Raises:
-        ValueError: for an unknown loss, naming the nearest, or one that this version does not have.
+        ValueError: for an unknown loss, naming the nearest.
     """
     classes = loss_classes()
     losses = {}
@@ -173,11 +166,6 @@ def build_losses(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Loss]:
 
 def check_loss_name(name: str, classes: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless a loss of this name exists."""
-    if name in UNAVAILABLE_LOSSES:
-        raise ValueError(
-            f"the loss {name!r} needs {UNAVAILABLE_LOSSES[name]} and is not part of this version: "
-            f"add --losses.{name}.weight 0 to train without it"
-        )
     if name not in classes:
         raise ValueError(f"unknown loss {name!r}{suggestion(name, classes)}; expected {', '.join(sorted(classes))}")
 

@@ -1,7 +1,11 @@
 """Losses: a model's output and a batch to one unweighted scalar, and the schedules of their weights."""
 
+from omnivae.losses.adaptive import AdaptiveLoss, pixel_parameters, reconstruction_gradient
+from omnivae.losses.adversarial import GAN
+from omnivae.losses.alignment import VF
 from omnivae.losses.base import Loss, loss_classes
 from omnivae.losses.elbo import KL, NLL
+from omnivae.losses.perceptual import LPIPS
 from omnivae.losses.reconstruction import L1, MSE, MSSSIM
 from omnivae.losses.schedules import (
     ConstantSchedule,
@@ -13,11 +17,15 @@ from omnivae.losses.schedules import (
 )
 
 __all__ = [
+    "GAN",
     "KL",
     "L1",
+    "LPIPS",
     "MSE",
     "MSSSIM",
     "NLL",
+    "VF",
+    "AdaptiveLoss",
     "ConstantSchedule",
     "CosineSchedule",
     "CyclicalSchedule",
@@ -25,5 +33,7 @@ __all__ = [
     "Loss",
     "Schedule",
     "loss_classes",
+    "pixel_parameters",
+    "reconstruction_gradient",
     "value_at",
 ]

@@ -21,6 +21,7 @@ from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
 from omnivae.training.ema import Ema
 from omnivae.training.module import VAEModule
+from omnivae.training.opponents import Opponents, has_opponent
 from omnivae.training.order import EpochView, StepOrder
 from omnivae.training.progress import Progress
 
@@ -101,7 +102,10 @@ def fit(
     module = VAEModule(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     validate_every = min(config.validate_every or config.checkpoint_every, total_steps)
     stop = GracefulStop()
-    callbacks: list[pl.Callback] = [Ema(config.ema)] if config.ema else []
+    callbacks: list[pl.Callback] = []
+    if any(has_opponent(loss) for loss in losses.values()):
+        callbacks.append(Opponents(losses, config.learning_rate))
+    callbacks += [Ema(config.ema)] if config.ema else []
     callbacks += [RunLog(directory, config.log_every), stop]
     if progress:
         callbacks.append(Progress(total_steps))

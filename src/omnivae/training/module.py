@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from omnivae.distributions import kl_divergence, kl_elements
-from omnivae.losses import Loss
+from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
 from omnivae.training.config import TrainingConfig
+from omnivae.training.opponents import detached, has_opponent
 from omnivae.types import Batch, VAEOutput
 
 #: A unit is active when the variance of its posterior mean over images exceeds this (Burda et al., IWAE, 2016).
@@ -41,6 +42,7 @@ class VAEModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         check(vae, losses)
+        build(vae, losses, seed=config.seed)
         self.vae = vae
         self.losses = nn.ModuleDict(losses)
         self.config = config
@@ -51,6 +53,9 @@ class VAEModule(pl.LightningModule):
         #: Scalars of the last step, as tensors on the device: read by the callbacks, so that logging costs no wait.
         self.scalars: dict[str, Tensor | float] = {}
         self.kl_per_dimension: Tensor | None = None
+        #: The last step's output without its graph, for the opponents; kept where a loss has one.
+        self.last_output: VAEOutput | None = None
+        self._keep_output = any(has_opponent(loss) for loss in losses.values())
         for name in config.freeze:
             part = vae.get_submodule(name) if name in dict(vae.named_modules()) else None
             if part is None or not name:
@@ -68,6 +73,7 @@ class VAEModule(pl.LightningModule):
         total, output, terms = self._losses(batch, self.global_step)
         self.scalars = {f"train/{name}": value for name, value in terms.items()}
         self.scalars["train/total"] = total.detach()
+        self.last_output = detached(output) if self._keep_output else None
         if (self.global_step + 1) % self.config.log_every == 0:
             self._diagnose(output, batch, "train", self.scalars)
         return total
@@ -96,12 +102,27 @@ class VAEModule(pl.LightningModule):
         output = self.vae(x, batch.get("cond"), num_samples=self.num_samples, sample=sample)
         terms: dict[str, Tensor | float] = {}
         total = torch.zeros((), device=x.device)
+        # Losses that are balanced against the sum of the others wait until that is known.
+        adaptive: list[tuple[str, AdaptiveLoss, Tensor]] = []
         for name, loss in self.losses.items():
             assert isinstance(loss, Loss)
             loss.step, loss.epoch = step, step / self.steps_per_epoch
-            value, weight = loss(output, batch), loss.current_weight()
-            total = total + weight * value
+            value = loss(output, batch)
             terms[name] = value.detach()
+            if isinstance(loss, AdaptiveLoss) and loss.adaptive:
+                pixel_parameters(name, output)  # refuses the likelihood in the first step, not where the loss sets in
+                adaptive.append((name, loss, value))
+                continue
+            weight: float | Tensor = loss.current_weight()
+            total = total + weight * value
+            terms[f"weight/{name}"] = weight
+        if torch.is_grad_enabled() and any(value.requires_grad for _, _, value in adaptive):
+            gradient = reconstruction_gradient(adaptive[0][0], total, output)
+            for _, loss, value in adaptive:
+                loss.rebalance(value, output, gradient)
+        for name, loss, value in adaptive:
+            weight = loss.current_weight()
+            total = total + weight * value
             terms[f"weight/{name}"] = weight
         return total, output, terms
 
@@ -122,7 +143,7 @@ class VAEModule(pl.LightningModule):
         mean = getattr(output.latents[0].posterior, "mean", None)
         if mean is not None and len(mean) > 1:
             # A unit is a dimension of a vector, or a channel: its variance over images, averaged over positions.
-            variance = mean.var(0).flatten(1).mean(1)
+            variance = mean.var(0).reshape(mean.shape[1], -1).mean(1)
             into[f"{split}/active_units"] = (variance > ACTIVE_VARIANCE).sum()
 
     def _freeze_statistics(self) -> None:
@@ -223,6 +244,28 @@ def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
             )
         if getattr(loss, "value_range", False) is None:
             loss.value_range = vae.value_range  # type: ignore[assignment]
+    balanced = [name for name, loss in losses.items() if isinstance(loss, AdaptiveLoss) and loss.adaptive]
+    if len(balanced) == len(losses):
+        raise ValueError(
+            f"the adaptive weight of {balanced[0]!r} is relative to losses on the reconstruction, and there is none: add l1 or "
+            f"nll, or set losses.{balanced[0]}.adaptive to false"
+        )
+
+
+def build(vae: nn.Module, losses: Mapping[str, Loss], *, seed: int) -> None:
+    """Let the losses create what depends on the model: a discriminator, a projection.
+
+    Args:
+        vae: the model.
+        losses: name to loss.
+        seed: of their weights; the caller's random stream stays where it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for loss in losses.values():
+            if isinstance(loss, AdaptiveLoss):
+                axes = vae.dim if vae.image_size is None else 0
+                loss.build(in_channels=vae.in_channels, latent_dim=vae.latent_dim, dim=vae.dim, latent_axes=axes)  # type: ignore[arg-type]
 
 
 def _layout(dim: int) -> torch.memory_format:

@@ -1,0 +1,132 @@
+"""LPIPS: distance between images in the features of a classification network.
+
+Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018
+(https://arxiv.org/abs/1801.03924). The linear heads ship with torchmetrics; the backbone's weights are the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from omnivae.losses.base import Loss, Weight
+from omnivae.losses.frozen import FrozenFeatures, as_rgb, compared_images, load_exactly, read_weights
+from omnivae.types import Batch, VAEOutput
+
+Backbone = Literal["vgg", "alex"]
+
+#: Backbone -> (torchvision's file, least height and width that its five stages take).
+BACKBONES: dict[str, tuple[str, int]] = {
+    "vgg": ("torchvision's vgg16-397923af.pth", 16),
+    "alex": ("torchvision's alexnet-owt-7be5be79.pth", 31),
+}
+
+
+class LPIPS(Loss):
+    """Learned perceptual image patch similarity: one number an image, mean over the batch.
+
+    ``sum_l mean_hw w_l · (f_l(x) - f_l(y))^2`` with channel-normalised features ``f_l`` (eq. 1 of the paper). Images of one
+    channel are repeated to three.
+
+    Args:
+        weight: factor in the total.
+        weights_path: torchvision's weights of the backbone (``vgg16-397923af.pth``, ``alexnet-owt-7be5be79.pth``), or the
+            same with the classifier left out. Nothing is downloaded.
+        network: "vgg", the usual choice for training, or "alex".
+        value_range: lowest and highest pixel value; the trainer fills in the model's where it is ``None``.
+
+    Raises:
+        ValueError: without a path, and for weights of another network.
+        FileNotFoundError: when there is no such file.
+    """
+
+    name = "lpips"
+
+    def __init__(
+        self,
+        weight: Weight = 1.0,
+        weights_path: str | None = None,
+        *,
+        network: Backbone = "vgg",
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(weight)
+        if network not in BACKBONES:
+            raise ValueError(f"got network={network!r}; expected one of {', '.join(BACKBONES)}")
+        self.network = network
+        self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
+        self.features = FrozenFeatures(lpips_network(network, weights_path))
+
+    def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
+        reconstruction, target = compared_images(self.name, output, batch)
+        if self.value_range is None:
+            raise ValueError("lpips needs to know the value range: build it with value_range=(-1, 1) or (0, 1)")
+        least = BACKBONES[self.network][1]
+        if min(reconstruction.shape[2:]) < least:
+            raise ValueError(
+                f"got images of {'x'.join(map(str, reconstruction.shape[2:]))}; lpips with {self.network!r} needs at least "
+                f"{least}x{least}: resize them (data.image_size), or add --losses.lpips.weight 0 to train without it"
+            )
+        low, high = self.value_range
+        net = self.features.on(reconstruction.device)
+        with torch.no_grad():
+            theirs = _stages(net, (as_rgb(self.name, target) - low) * (2 / (high - low)) - 1)
+        ours = _stages(net, (as_rgb(self.name, reconstruction) - low) * (2 / (high - low)) - 1)
+        # Differences of nearly equal features: in float32 whatever the backbone ran in.
+        with torch.autocast(reconstruction.device.type, enabled=False):
+            distances = [
+                head((_unit(a) - _unit(b)).square()).mean((1, 2, 3))
+                for head, a, b in zip(net.lins, ours, theirs, strict=True)  # type: ignore[arg-type]
+            ]
+        return torch.stack(distances).sum(0).mean()
+
+
+def lpips_network(network: Backbone, weights_path: str | Path | None) -> nn.Module:
+    """Return torchmetrics' LPIPS network with the user's backbone weights and the published linear heads.
+
+    Args:
+        network: "vgg" or "alex".
+        weights_path: torchvision's state dict of the backbone.
+
+    Returns:
+        The network, on the CPU; it takes two batches of images on [-1, 1].
+
+    Raises:
+        ValueError: without a path, and for weights of another network.
+        FileNotFoundError: when there is no such file.
+    """
+    source = BACKBONES[network][0]
+    state = read_weights(weights_path, loss=LPIPS.name, source=source)
+
+    from torchmetrics.functional.image import lpips as reference
+
+    # On the meta device: torchvision would otherwise fill a classifier of 120 million numbers that nobody asked for.
+    with torch.device("meta"):
+        net = reference._LPIPS(pretrained=False, net=network, pnet_rand=True)
+    # The published layers keep torchvision's numbering: "slice3.10.weight" is "features.10.weight".
+    backbone = {f"features.{name.split('.', 1)[1]}": name for name in net.net.state_dict()}
+    features = {backbone.get(name, name): value for name, value in state.items() if not name.startswith("classifier.")}
+    load_exactly(net.net, features, path=weights_path, source=source)
+    heads = Path(reference.__file__).parent / "lpips_models" / f"{network}.pth"
+    net.load_state_dict(
+        torch.load(heads, map_location="cpu", weights_only=True) | _prefixed("net.", net.net.state_dict()), assign=True
+    )
+    net.scaling_layer = reference.ScalingLayer()
+    return net
+
+
+def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def _stages(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    return net.net(net.scaling_layer(x))  # type: ignore[operator]
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = x.float()
+    return x / torch.sqrt(1e-8 + x.square().sum(1, keepdim=True))
