@@ -34,7 +34,8 @@ class Images:
 
 
 def run(directory: Path, model=None, losses=None, *, train=None, val=None, draw=None, **config):
-    """Return the result of ``fit``, the model, and what was saved as ``model/`` (None where nothing was)."""
+    """Return the result of ``fit``, the model, and every state that was saved as ``model/``."""
+    directory.mkdir(parents=True, exist_ok=True)
     model = toy_model() if model is None else model
     settings = {"batch_size": 4, "precision": "32", "warmup_steps": 0, "learning_rate": 1e-2, "schedule": "constant"}
     saved = []
@@ -51,7 +52,7 @@ def run(directory: Path, model=None, losses=None, *, train=None, val=None, draw=
         draw=draw,
         progress=False,
     )
-    return result, model, saved[-1] if saved else None
+    return result, model, saved
 
 
 def rows(directory: Path, name="metrics.csv"):
