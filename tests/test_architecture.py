@@ -28,7 +28,7 @@ ALLOWED = {
     "metrics": BASE | {"distributions", "similarity"},
     "data": BASE | {"distributions"},
     # the diagnostics logged while training need the one KL function
-    "training": {"types", "losses", "metrics", "distributions"},
+    "training": {"types", "component", "losses", "metrics", "distributions"},
     "diffusion": BASE | {"networks"},
     "recipes": {"component", "networks", "posteriors", "priors", "likelihoods", "models"},
     "hub": {"component", "networks", "posteriors", "priors", "likelihoods", "models", "diffusion"},

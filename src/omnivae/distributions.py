@@ -123,7 +123,8 @@ class DiagonalGaussian:
 
     def distribution(self) -> Independent:
         """Return q(z|x) as a torch distribution, batch shape ``[B]``, event shape ``[C, *S]``."""
-        return Independent(Normal(self.mean, self.stddev), self.mean.ndim - 1)
+        density = Normal(self.mean, self.stddev, validate_args=False)
+        return Independent(density, self.mean.ndim - 1, validate_args=False)
 
     def __repr__(self) -> str:
         return f"DiagonalGaussian(shape={tuple(self.shape)}, dtype={self.mean.dtype})"
@@ -175,7 +176,7 @@ def kl_elements(q: Any, p: Distribution) -> Tensor | None:
     """
     if not (isinstance(q, DiagonalGaussian) and isinstance(p, Independent) and isinstance(p.base_dist, Normal)):
         return None
-    return torch_kl_divergence(Normal(q.mean, q.stddev), p.base_dist).expand(q.shape)
+    return torch_kl_divergence(Normal(q.mean, q.stddev, validate_args=False), p.base_dist).expand(q.shape)
 
 
 class DiscretizedLogistic(Distribution):

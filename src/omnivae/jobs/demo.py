@@ -7,9 +7,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from omnivae.data import DataConfig
+import torch
+
+from omnivae.data import DataConfig, load_data
 from omnivae.jobs.config import RunConfig
 from omnivae.jobs.train import REPORT, train
+from omnivae.models import VAE
 from omnivae.training import TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ def demo(output: str | Path, *, steps: int | None = None, progress: bool = True)
     Returns:
         The reports.
     """
-    reports = []
+    reports: list[Path] = []
     for name, config in demo_runs().items():
         if steps is not None:
             config = replace(config, training=replace(config.training, max_steps=steps))
@@ -72,4 +75,37 @@ def demo(output: str | Path, *, steps: int | None = None, progress: bool = True)
             return reports
         log.info("%s: %d steps in %.0f s", name, result.step, time.perf_counter() - start)
         reports.append(directory / REPORT)
+    log.info("picture: %s", overview(Path(output)))
     return reports
+
+
+def overview(output: Path) -> Path:
+    """Draw one picture of both runs: photographs beside their reconstructions, digits varied along the latent.
+
+    Args:
+        output: directory of the runs.
+
+    Returns:
+        The picture, ``overview.png``.
+    """
+    from PIL import Image
+
+    from omnivae.report import image_grid, traverse_model
+
+    model = VAE.from_pretrained(output / "photos")
+    photos = load_data(demo_runs()["photos"].data, value_range=model.value_range).test
+    x = torch.stack([photos[i]["x"] for i in range(6)])
+    with torch.no_grad():
+        decoded = model.decode(model.encode(x)).clamp(*model.value_range)
+    pairs = image_grid(torch.cat([x, decoded]), model.value_range, 6, min_tile=128)
+    digits_model = VAE.from_pretrained(output / "digits")
+    digits = load_data(demo_runs()["digits"].data, value_range=digits_model.value_range).test
+    references = torch.stack([digits[i]["x"] for i in range(128)])
+    walk = traverse_model(digits_model, references[0], references, num_dimensions=4, steps=7)
+    top = Image.fromarray(pairs)
+    walk = walk.resize((top.width, round(walk.height * top.width / walk.width)), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (top.width, top.height + 16 + walk.height), "white")
+    canvas.paste(top, (0, 0))
+    canvas.paste(walk, (0, top.height + 16))
+    canvas.save(output / "overview.png")
+    return output / "overview.png"

@@ -70,7 +70,7 @@ def load_model(directory: str | Path) -> Any:
     load_exactly(model, tensors, str(path))
     statistics = path / STATISTICS
     if statistics.exists():
-        model.statistics = _read_json(statistics)
+        model.statistics = _read_json(statistics)  # type: ignore[assignment]
     return model.eval()
 
 

@@ -129,11 +129,7 @@ class RunLog(pl.Callback):
             self.flush(trainer)
 
     def flush(self, trainer: pl.Trainer) -> None:
-        """Write the remembered steps.
-
-        Raises:
-            FloatingPointError: when a loss is not finite; names the term and the step.
-        """
+        """Write the remembered steps."""
         pending, self._pending = self._pending, []
         for step, epoch, scalars, dimensions in pending:
             row = {name: float(value) for name, value in scalars.items()}
@@ -144,13 +140,6 @@ class RunLog(pl.Callback):
                     self.dimensions.write({"step": step, "epoch": epoch, **values})
                 for name, value in row.items():
                     self.board.add_scalar(name, value, step)
-            bad = [n for n, v in row.items() if not math.isfinite(v) and n != "train/grad_norm"]
-            if bad:
-                self._close()
-                raise FloatingPointError(
-                    f"{bad[0]} is {row[bad[0]]} at step {step}: lower training.learning_rate, or look for extreme values "
-                    f"in the data; the last checkpoint is in {self.directory / CHECKPOINTS}"
-                )
         if trainer.is_global_zero:
             self.table.flush()
             self.dimensions.flush()
@@ -231,11 +220,17 @@ class Checkpoints(pl.Callback):
         total = trainer.callback_metrics.get("val/total")
         if trainer.sanity_checking or total is None or not float(total) < self.best:
             return
+        pl_module.raise_if_not_finite()
         self.best = float(total)
         trainer.save_checkpoint(self.directory / f"best{SUFFIX}")
 
     def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write ``last`` and the model directory."""
+        """Write ``last`` and the model directory, unless the weights are lost."""
+        pl_module.raise_if_not_finite()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunLog):
+                # A run continued from here must find the rows of every step before.
+                callback.flush(trainer)
         trainer.save_checkpoint(self.directory / f"last{SUFFIX}")
         if trainer.is_global_zero:
             self._save_model(averaged_model(trainer, pl_module))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from omnivae.component import suggestion
 
 Precision = Literal["auto", "32", "bf16", "16"]
 Switch = bool | Literal["auto"]
@@ -81,6 +83,19 @@ class TrainingConfig:
                 self._at_least(name, getattr(self, name), 1)
         if self.warmup_steps is not None:
             self._at_least("warmup_steps", self.warmup_steps, 0)
+        for name, known in (
+            ("precision", get_args(Precision)),
+            ("schedule", ("cosine", "constant")),
+            ("optimizer", ("adamw", "adam")),
+            ("gradient_clip_algorithm", ("norm", "value")),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(
+                    f"got training.{name}={value!r}{suggestion(value, known)}; expected {', '.join(known)}"
+                )
+        if self.devices != "auto":
+            self._at_least("devices", self.devices, 1)
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(
                 f"got training.learning_rate={self.learning_rate}; expected a positive number such as 1e-4"
@@ -89,11 +104,11 @@ class TrainingConfig:
             raise ValueError(
                 f"got training.ema={self.ema}; expected a decay in [0, 1), such as 0.999; 0 switches it off"
             )
-        if self.gradient_clip < 0:
+        if not 0 <= self.gradient_clip < float("inf"):
             raise ValueError(
                 f"got training.gradient_clip={self.gradient_clip}; expected a norm > 0, or 0 to switch it off"
             )
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"got training.weight_decay={self.weight_decay}; expected a number >= 0")
 
     @staticmethod

@@ -84,6 +84,7 @@ def fit(
         ValueError: for a batch larger than the data, or losses that the model cannot have.
         FloatingPointError: when a loss stops being finite.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     total_steps = config.total_steps(len(train))
     last = directory / CHECKPOINTS / f"last{SUFFIX}"
     start = _global_step(last) if last.exists() else 0
@@ -143,11 +144,14 @@ def fit(
             "persistent_workers": num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
-        loader = DataLoader(EpochView(train), batch_sampler=order, **loading)
+        # Own generators: starting an iterator draws a seed, which must not come from the stream of the training.
+        loader = DataLoader(EpochView(train), batch_sampler=order, generator=torch.Generator(), **loading)
         val_loader = None
         if val is not None:
             subset = torch.utils.data.Subset(val, range(min(len(val), config.val_images)))
-            val_loader = DataLoader(subset, batch_size=min(config.batch_size, len(subset)), **loading)
+            val_loader = DataLoader(
+                subset, batch_size=min(config.batch_size, len(subset)), generator=torch.Generator(), **loading
+            )
         trainer.fit(module, loader, val_loader, ckpt_path=str(last) if start else None, weights_only=True)
     return FitResult(trainer.global_step, total_steps, stop.received)
 

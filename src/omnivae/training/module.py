@@ -53,6 +53,8 @@ class VAEModule(pl.LightningModule):
         #: Scalars of the last step, as tensors on the device: read by the callbacks, so that logging costs no wait.
         self.scalars: dict[str, Tensor | float] = {}
         self.kl_per_dimension: Tensor | None = None
+        self._bad_step: Tensor | None = None
+        self._parts: list[dict[str, Tensor | float]] = []
         #: The last step's output without its graph, for the opponents; kept where a loss has one.
         self.last_output: VAEOutput | None = None
         self._keep_output = any(has_opponent(loss) for loss in losses.values())
@@ -62,6 +64,8 @@ class VAEModule(pl.LightningModule):
                 parts = [n for n, _ in vae.named_children()]
                 raise ValueError(f"got training.freeze={name!r}; this model has {', '.join(parts)}")
             part.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(f"training.freeze={list(config.freeze)} leaves nothing to train; freeze less")
         if self.channels_last:
             vae.to(memory_format=_layout(vae.dim))  # type: ignore[call-overload, arg-type]
 
@@ -71,12 +75,59 @@ class VAEModule(pl.LightningModule):
         """Return the total loss of one batch."""
         self._freeze_statistics()
         total, output, terms = self._losses(batch, self.global_step)
-        self.scalars = {f"train/{name}": value for name, value in terms.items()}
-        self.scalars["train/total"] = total.detach()
-        self.last_output = detached(output) if self._keep_output else None
+        scalars: dict[str, Tensor | float] = {f"train/{name}": value for name, value in terms.items()}
+        scalars["train/total"] = total.detach()
         if (self.global_step + 1) % self.config.log_every == 0:
-            self._diagnose(output, batch, "train", self.scalars)
+            self._diagnose(output, batch, "train", scalars)
+        self.scalars = self._over_accumulation(scalars, batch_idx)
+        self._note_if_not_finite(total.detach())
+        self.last_output = detached(output) if self._keep_output else None
         return total
+
+    def _over_accumulation(self, scalars: dict[str, Tensor | float], batch_idx: int) -> dict[str, Tensor | float]:
+        # What is logged for a step is the mean over the batches that its gradients are accumulated from.
+        if self.config.accumulate == 1:
+            return scalars
+        if batch_idx % self.config.accumulate == 0:
+            self._parts = []
+        self._parts.append(scalars)
+        return {name: sum(part[name] for part in self._parts) / len(self._parts) for name in scalars}
+
+    def _note_if_not_finite(self, total: Tensor) -> None:
+        if total.device.type == "cpu":
+            self.raise_if_not_finite()
+            return
+        # Reading the loss would wait for the device in every step: remember the first bad one there.
+        if self._bad_step is None:
+            self._bad_step = torch.full((), -1, device=total.device)
+        first = (self._bad_step < 0) & ~torch.isfinite(total)
+        self._bad_step = torch.where(first, self.global_step + 1, self._bad_step)
+
+    def raise_if_not_finite(self) -> None:
+        """Raise when a loss is not finite; called in every step on a CPU, before every checkpoint elsewhere.
+
+        Raises:
+            FloatingPointError: names the term and the step.
+        """
+        advice = (
+            "lower training.learning_rate, or look for extreme values in the data; the last checkpoint is from before"
+        )
+        if self._bad_step is not None:
+            if int(self._bad_step) >= 0:
+                raise FloatingPointError(f"train/total is not finite at step {int(self._bad_step)}: {advice}")
+            return
+        for name, value in self.scalars.items():
+            if not math.isfinite(float(value)):
+                raise FloatingPointError(f"{name} is {float(value)} at step {self.global_step + 1}: {advice}")
+
+    def on_validation_start(self) -> None:
+        """Give validation its own random stream, the same each time: a resumed run may validate at other moments."""
+        self._before_validation = _random_state()
+        torch.manual_seed(self.config.seed)
+
+    def on_validation_end(self) -> None:
+        """Continue the random stream of the training."""
+        _set_random_state(self._before_validation)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the terms of one batch, for the callbacks to average."""
@@ -157,7 +208,11 @@ class VAEModule(pl.LightningModule):
         """Measure the gradient norm before clipping, without waiting for the device."""
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         if grads:
-            self.scalars["train/grad_norm"] = torch.nn.utils.get_total_norm(grads)
+            norm = torch.nn.utils.get_total_norm(grads)
+            self.scalars["train/grad_norm"] = norm
+            if norm.device.type == "cpu":
+                # A step with such gradients would lose the weights.
+                self.raise_if_not_finite()
         self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
 
     def configure_gradient_clipping(
@@ -205,9 +260,7 @@ class VAEModule(pl.LightningModule):
         """Keep the state of the random number generators."""
         # A run that is extended continues: "this was the last batch" only held for the steps asked for then.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+        checkpoint["rng"] = _random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the generators' state; it is set when training starts, after everything else has drawn from them."""
@@ -217,9 +270,7 @@ class VAEModule(pl.LightningModule):
         """Continue the random stream of the interrupted run."""
         rng = getattr(self, "_rng", None)
         if rng is not None:
-            torch.set_rng_state(rng["cpu"])
-            if "cuda" in rng and torch.cuda.is_available():
-                torch.cuda.set_rng_state(rng["cuda"])
+            _set_random_state(rng)
 
 
 def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
@@ -266,6 +317,19 @@ def build(vae: nn.Module, losses: Mapping[str, Loss], *, seed: int) -> None:
             if isinstance(loss, AdaptiveLoss):
                 axes = vae.dim if vae.image_size is None else 0
                 loss.build(in_channels=vae.in_channels, latent_dim=vae.latent_dim, dim=vae.dim, latent_axes=axes)  # type: ignore[arg-type]
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _layout(dim: int) -> torch.memory_format:

@@ -1,0 +1,69 @@
+"""The documents run: every Python block is executed, every command parses, every configuration builds its model."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnivae.cli import demo, evaluate, look
+from omnivae.cli.main import COMMANDS
+from omnivae.cli.parsing import parse
+from omnivae.cli.train import read_run
+from omnivae.jobs.config import build_losses
+from omnivae.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_python_blocks_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks(path, "python"):
+        exec(compile(block, str(path), "exec"), names)
+    assert names or not blocks(path, "python")
+
+
+def commands():
+    for path in DOCUMENTS:
+        for block in blocks(path, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("omnivae "):
+                    yield pytest.param(shlex.split(line, comments=True)[1:], id=line.strip()[:60])
+
+
+@pytest.mark.parametrize("argv", commands())
+def test_commands_parse(argv, monkeypatch, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    command, *arguments = argv
+    assert command in COMMANDS
+    parsers = {**look.PARSERS, "evaluate": evaluate.build_parser, "demo": demo.build_parser}
+    if command != "train":
+        assert parse(parsers[command](), arguments)
+    elif "--config" in arguments:
+        assert read_run(arguments)[0].losses
+    else:
+        # Without a configuration the images themselves are looked at: any embedded ones will do here.
+        place = arguments.index("--data.path") + 1
+        assert read_run([*arguments[:place], "digits", *arguments[place + 1 :]])[0].losses
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configurations_build(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < 60
+    config, _, _ = read_run(["--config", str(path), *[f"--losses.{n}.weight=0" for n in ("lpips", "vf", "gan")]])
+    assert build_losses(config.losses)
+    arguments = dict(config.model)
+    with torch.device("meta"):
+        model = RECIPES[arguments.pop("recipe")](**arguments)
+    assert model.num_parameters() > 0
