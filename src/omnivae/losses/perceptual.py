@@ -111,16 +111,14 @@ def lpips_network(network: Backbone, weights_path: str | Path | None) -> nn.Modu
     backbone = {f"features.{name.split('.', 1)[1]}": name for name in net.net.state_dict()}
     features = {backbone.get(name, name): value for name, value in state.items() if not name.startswith("classifier.")}
     load_exactly(net.net, features, path=weights_path, source=source)
-    heads = Path(reference.__file__).parent / "lpips_models" / f"{network}.pth"
-    net.load_state_dict(
-        torch.load(heads, map_location="cpu", weights_only=True) | _prefixed("net.", net.net.state_dict()), assign=True
-    )
+    file = Path(reference.__file__).parent / "lpips_models" / f"{network}.pth"
+    heads = torch.load(file, map_location="cpu", weights_only=True)
+    # Each head is registered twice, as lin0 and as lins.0.
+    twins = {name.replace("lin", "lins.", 1): value for name, value in heads.items()}
+    backbone_state = {f"net.{name}": value for name, value in net.net.state_dict().items()}
+    net.load_state_dict(heads | twins | backbone_state, assign=True)
     net.scaling_layer = reference.ScalingLayer()
     return net
-
-
-def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in state.items()}
 
 
 def _stages(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
