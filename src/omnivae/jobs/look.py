@@ -237,6 +237,7 @@ def report_model(model: str | Path, output: str | Path, *, path: str | None = No
         history=history if history.is_file() else None,
         config_text=config.read_text() if config.is_file() else (directory / "config.json").read_text(),
         title=f"{splits.name}: {type(loaded).__name__}",
+        dataset_name=splits.name,
         classes=splits.classes,
     )
 

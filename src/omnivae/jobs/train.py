@@ -187,6 +187,7 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
         history=directory / "metrics.csv",
         config_text=(directory / CONFIG).read_text(),
         title=f"{splits.name}: {type(model).__name__}",
+        dataset_name=splits.name,
         classes=splits.classes,
     )
 

@@ -37,10 +37,11 @@ class TrainingConfig:
         seed: of weights, data order and noise.
         devices: number of processes or GPUs, or "auto" (one).
         freeze: submodules that are not trained, such as ``[encoder, posterior]``.
-        checkpoint_every: steps between checkpoints; also validation, when ``validate_every`` is not given.
-        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints.
+        validate_every: steps between validations; by default ``checkpoint_every``, or a tenth of the run if that is less.
         log_every: steps between rows of ``metrics.csv``.
-        draw_every: steps between pictures of reconstructions and samples; ``checkpoint_every`` where not given.
+        draw_every: steps between pictures of reconstructions and samples; by default ``checkpoint_every``, or a fifth of
+            the run if that is less.
         val_images: validation images used while training.
     """
 

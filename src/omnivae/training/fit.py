@@ -101,7 +101,9 @@ def fit(
         vae.enable_gradient_checkpointing()  # type: ignore[operator]
     steps_per_epoch = max(1, order.batches_per_epoch // config.accumulate)
     module = VAEModule(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    validate_every = min(config.validate_every or config.checkpoint_every, total_steps)
+    # Ten points make a curve: a short run validates and draws more often than it saves.
+    tenth = max(1, total_steps // 10)
+    validate_every = min(config.validate_every or min(config.checkpoint_every, tenth), total_steps)
     stop = GracefulStop()
     callbacks: list[pl.Callback] = []
     if any(has_opponent(loss) for loss in losses.values()):
@@ -111,7 +113,7 @@ def fit(
     if progress:
         callbacks.append(Progress(total_steps))
     if draw is not None:
-        callbacks.append(Pictures(config.draw_every or config.checkpoint_every, draw))
+        callbacks.append(Pictures(config.draw_every or min(config.checkpoint_every, 2 * tenth), draw))
     callbacks.append(Checkpoints(directory, config.checkpoint_every, save_model))
     with _quiet():
         trainer = pl.Trainer(
