@@ -222,9 +222,9 @@ def test_two_runs_of_one_seed_have_the_same_discriminator(tmp_path):
 def test_validation_and_log_report_the_gan(tmp_path):
     from training_toys import Images
 
-    run(tmp_path, toy_model(), losses(), val=Images(4, seed=1), max_steps=4, checkpoint_every=2)
+    run(tmp_path, toy_model(), losses(), val=Images(4, seed=1), max_steps=4, validate_every=2)
     found = [row for row in rows(tmp_path) if "val/total" in row]
-    assert len(found) == 2
+    assert [row["step"] for row in found] == [2, 4]
     assert all("val/gan" in row for row in found)
 
 
@@ -331,3 +331,8 @@ def test_the_projection_is_trained_by_the_models_optimiser(vf):
 def test_vf_refuses_a_vector_latent(vf):
     with pytest.raises(ValueError, match="2-D latent"):
         VAEModule(toy_model(), {"l1": L1(), "vf": vf()}, TrainingConfig(), total_steps=2, steps_per_epoch=1)
+
+
+def test_a_compiled_model_has_no_gradient_at_z_to_balance(vf, tmp_path):
+    with pytest.raises(ValueError, match=r"training\.compile=true and losses\.vf\.adaptive=true"):
+        run(tmp_path / "run", spatial_model(), {"l1": L1(), "vf": vf()}, max_steps=1, compile=True)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from omnivae.losses import Loss
+from omnivae.losses import AdaptiveLoss, Loss
 from omnivae.training.callbacks import CHECKPOINTS, Checkpoints, GracefulStop, Pictures, RunLog
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read_tree
 from omnivae.training.config import TrainingConfig
@@ -138,7 +138,7 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=str(directory),
         )
-        if config.compile is True or (config.compile == "auto" and trainer.strategy.root_device.type == "cuda"):
+        if _compiles(config.compile, losses, trainer.strategy.root_device):
             vae.compile()
         loading: dict[str, Any] = {
             "collate_fn": collate,
@@ -176,6 +176,17 @@ def resolve_precision(precision: str) -> str:
     if precision == "16" and device == "cpu":
         raise ValueError("got training.precision=16 without a GPU; use bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def _compiles(switch: bool | str, losses: Mapping[str, Loss], device: torch.device) -> bool:
+    # A compiled model is one step for autograd: there is no gradient between z and the pixels to compare.
+    inside = [name for name, v in losses.items() if isinstance(v, AdaptiveLoss) and v.adaptive and v.through_decoder]
+    if switch is True and inside:
+        raise ValueError(
+            f"got training.compile=true and losses.{inside[0]}.adaptive=true, which takes gradients inside the model; "
+            "set one of them to false"
+        )
+    return switch is True or (switch == "auto" and device.type == "cuda" and not inside)
 
 
 def _global_step(checkpoint: Path) -> int:
