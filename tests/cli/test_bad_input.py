@@ -277,7 +277,8 @@ def test_a_configuration_never_imports_what_it_names(refused, tmp_path, text):
 
 
 def test_a_schedule_that_does_not_exist(refused, tmp_path):
-    (tmp_path / "c.yaml").write_text("losses: {nll: {}, kl: {weight: {component: LinaerSchedule, length: 3}}}")
+    text = "model: {recipe: conv_vae}\nlosses: {nll: {}, kl: {weight: {component: LinaerSchedule, length: 3}}}"
+    (tmp_path / "c.yaml").write_text(text)
     said = refused("train", "--config", tmp_path / "c.yaml", "--output", tmp_path / "run")
     assert "did you mean 'LinearSchedule'" in said
 
@@ -366,7 +367,7 @@ def test_a_batch_larger_than_the_data(refused, tmp_path, more):
     assert said == ("a batch of 21 is larger than the 20 training images; set training.batch_size to 20 or less")
 
 
-@pytest.mark.parametrize("value", ["-1e-3", "-1", "0", "nan", "inf"])
+@pytest.mark.parametrize("value", ["-1e-3", "-1", "0", ".nan", ".inf"])
 def test_a_learning_rate_that_is_not_positive(refused, tmp_path, value):
     said = refused(*train("--training.learning_rate", value, output=tmp_path / "run"))
     assert "training.learning_rate" in said

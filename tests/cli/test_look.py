@@ -194,7 +194,7 @@ def test_report_of_a_bare_model(omnivae, refused, bare_model, make_images, tmp_p
         (["evaluate", "RUN", "--num_samples_nll", "0", "--metrics", "nll"], "num_samples_nll"),
         (["evaluate", "RUN", "--data.limit", "0"], "limit"),
         (["evaluate", "RUN", "--data.split", "training"], "split"),
-        (["evaluate", "RUN", "--metric", "psnr", "--jsno", "x"], "jsno"),
+        (["evaluate", "RUN", "--jsno", "x"], "did you mean 'json'"),
         (["reconstruct", "RUN", "--output", "x"], "files"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -184,6 +184,15 @@ def test_a_schedule_in_a_file_equals_one_on_the_command_line(tmp_path):
         assert [schedule(t) for t in (0, 1, 4, 9)] == [0.0, 2.0, 8.0, 8.0]
 
 
+def test_a_recipe_can_be_chosen_for_losses_with_a_schedule(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"data": {"path": "digits"}, "losses": {"nll": {}, "kl": {"weight": SCHEDULE}}}))
+    config = read("--config", file)
+    assert config.model["recipe"] == "conv_vae"
+    assert set(config.losses) == {"nll", "kl"}
+    assert "chosen from the images" in capsys.readouterr().err
+
+
 def test_epochs_are_heeded_where_a_recipe_is_chosen(capsys):
     config = read("--data.path", "digits", "--training.num_epochs", "2", "--training.batch_size", "100")
     assert config.training.total_steps(1437) == 28

@@ -1,0 +1,257 @@
+"""Public names and command-line options are promises: adding or removing one must be seen in this file and in the CHANGELOG."""
+
+import importlib
+import inspect
+
+import pytest
+
+import omnivae
+from omnivae.cli import look
+from omnivae.cli.demo import build_parser as demo_parser
+from omnivae.cli.evaluate import build_parser as evaluate_parser
+from omnivae.cli.main import COMMANDS
+from omnivae.cli.parsing import option_names
+from omnivae.cli.train import FLAT, build_parser
+from omnivae.recipes import RECIPES
+
+NAMES = [
+    "KL",
+    "L1",
+    "MSE",
+    "MSSSIM",
+    "NLL",
+    "VAE",
+    "Batch",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "Component",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "CyclicalSchedule",
+    "DataConfig",
+    "DiagonalGaussian",
+    "DiscretizedLogisticLikelihood",
+    "GaussianLikelihood",
+    "GaussianPosterior",
+    "LaplaceLikelihood",
+    "Latent",
+    "LinearSchedule",
+    "StandardNormal",
+    "TransVAE",
+    "VAEOutput",
+    "beta_vae",
+    "cnn_vae",
+    "conv_vae",
+    "evaluate",
+    "from_config",
+    "kl_autoencoder",
+    "kl_divergence",
+    "load_data",
+    "preprocess_image",
+    "save_image",
+    "swin_vae",
+    "to_config",
+    "vit_vae",
+]
+
+TRAIN = [
+    "config",
+    "data.binarize",
+    "data.channels",
+    "data.flip",
+    "data.format",
+    "data.image_size",
+    "data.limit",
+    "data.num_workers",
+    "data.path",
+    "data.random_crop",
+    "data.split_seed",
+    "data.test_fraction",
+    "data.val_fraction",
+    "data.value_range",
+    "losses.gan.adaptive",
+    "losses.gan.channels",
+    "losses.gan.discriminator_learning_rate",
+    "losses.gan.loss",
+    "losses.gan.num_layers",
+    "losses.gan.start_step",
+    "losses.gan.weight",
+    "losses.kl.capacity",
+    "losses.kl.free_bits",
+    "losses.kl.per_element",
+    "losses.kl.weight",
+    "losses.l1.per_element",
+    "losses.l1.weight",
+    "losses.lpips.network",
+    "losses.lpips.value_range",
+    "losses.lpips.weight",
+    "losses.lpips.weights_path",
+    "losses.ms_ssim.value_range",
+    "losses.ms_ssim.weight",
+    "losses.mse.per_element",
+    "losses.mse.weight",
+    "losses.nll.num_samples",
+    "losses.nll.per_element",
+    "losses.nll.weight",
+    "losses.vf.adaptive",
+    "losses.vf.margin_cosine",
+    "losses.vf.margin_distance",
+    "losses.vf.model",
+    "losses.vf.value_range",
+    "losses.vf.weight",
+    "losses.vf.weights_path",
+    "output",
+    "report",
+    "training.accumulate",
+    "training.batch_size",
+    "training.betas",
+    "training.channels_last",
+    "training.checkpoint_every",
+    "training.compile",
+    "training.devices",
+    "training.draw_every",
+    "training.ema",
+    "training.freeze",
+    "training.gradient_checkpointing",
+    "training.gradient_clip",
+    "training.gradient_clip_algorithm",
+    "training.learning_rate",
+    "training.log_every",
+    "training.max_steps",
+    "training.num_epochs",
+    "training.optimizer",
+    "training.precision",
+    "training.schedule",
+    "training.seed",
+    "training.val_images",
+    "training.validate_every",
+    "training.warmup_steps",
+    "training.weight_decay",
+]
+
+RECIPE_ARGUMENTS = {
+    "transvae": """
+        base_dims compression_ratio depths ffn head_dim in_channels input_resolution latent_dim likelihood mlp_ratio
+        norm num_conv_stages recipe stem use_absolute_positions use_conv_ffn use_dc_path use_rope value_range
+        variant
+    """,
+    "conv_vae": """
+        channels dim image_size in_channels latent latent_dim likelihood norm recipe value_range
+    """,
+    "beta_vae": """
+        channels image_size in_channels latent_dim likelihood recipe value_range
+    """,
+    "kl_autoencoder": """
+        channels dim in_channels input_resolution latent_dim likelihood mid_attention num_groups num_res_blocks
+        recipe value_range
+    """,
+    "cnn_vae": """
+        base_dims depths in_channels input_resolution latent_dim likelihood recipe value_range variant
+    """,
+    "vit_vae": """
+        depth head_dim in_channels input_resolution latent_dim likelihood recipe value_range variant width
+    """,
+    "swin_vae": """
+        depths dims head_dim in_channels input_resolution latent_dim likelihood patch_size recipe value_range
+        variant window_size
+    """,
+}
+
+OPTIONS = {
+    "evaluate": "batch_size data.image_size data.limit data.path data.split json metrics num_samples_nll seed",
+    "reconstruct": "output",
+    "sample": "n output seed size temperature",
+    "interpolate": "mode output steps",
+    "traverse": "image num_dimensions output span steps",
+    "report": "data.path output",
+    "demo": "output steps",
+}
+
+POSITIONALS = {
+    "evaluate": "model",
+    "reconstruct": "model files",
+    "sample": "model",
+    "interpolate": "model first second",
+    "traverse": "model",
+    "report": "model",
+    "demo": "",
+}
+
+FLAT_FLAGS = ["--data_dir", "--output_dir", "--batch_size", "--num_epochs", "--learning_rate", "--num_gpus"]
+
+PARSERS = {"evaluate": evaluate_parser, **look.PARSERS, "demo": demo_parser}
+
+
+def assert_frozen(what, found, promised):
+    added, removed = sorted(set(found) - set(promised)), sorted(set(promised) - set(found))
+    assert not added and not removed, (
+        f"{what} changed: added {added or 'none'}, removed {removed or 'none'}. If that is intended, update the list in "
+        "tests/test_public_api.py and say it in CHANGELOG.md"
+    )
+
+
+def options(parser):
+    """Return what a user may give: without help, and without the names of whole sections."""
+    names = [name for name in option_names(parser) if name != "help" and not name.endswith(".help")]
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+
+def test_public_names():
+    assert_frozen("omnivae.__all__", omnivae.__all__, NAMES)
+    assert len(omnivae.__all__) == len(set(omnivae.__all__))
+
+
+@pytest.mark.parametrize("name", omnivae.__all__)
+def test_every_public_name_can_be_imported_and_is_documented(name):
+    public = getattr(importlib.import_module("omnivae"), name)
+    assert (inspect.getdoc(public) or "").strip(), f"omnivae.{name} has no docstring"
+    assert public.__doc__, f"omnivae.{name} inherits its docstring"
+
+
+@pytest.mark.parametrize("name", omnivae.__all__)
+def test_every_public_callable_is_annotated(name):
+    public = getattr(omnivae, name)
+    function = public.__init__ if inspect.isclass(public) else public
+    if not inspect.isfunction(function):
+        return
+    bare = [
+        p.name for p in inspect.signature(function).parameters.values() if p.annotation is p.empty and p.name != "self"
+    ]
+    assert bare == []
+
+
+def test_commands():
+    assert_frozen("the commands", COMMANDS, ["train", *OPTIONS])
+    for module, sentence in COMMANDS.values():
+        assert sentence
+        importlib.import_module(module)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_options_of_train(recipe):
+    assert_frozen("the recipes", RECIPES, RECIPE_ARGUMENTS)
+    expected = [*TRAIN, *(f"model.{name}" for name in RECIPE_ARGUMENTS[recipe].split())]
+    assert_frozen(f"the options of omnivae train with the recipe {recipe}", options(build_parser(recipe)), expected)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_of_the_other_commands(command):
+    parser = PARSERS[command]()
+    assert_frozen(f"the options of omnivae {command}", options(parser), OPTIONS[command].split())
+    positionals = [action.dest for action in parser._actions if not action.option_strings]
+    assert positionals == POSITIONALS[command].split()
+
+
+@pytest.mark.parametrize("command", ["train", *OPTIONS])
+def test_every_option_says_what_it_is(command):
+    parser = build_parser() if command == "train" else PARSERS[command]()
+    silent = [
+        action.dest
+        for action in parser._actions
+        if not action.help and action.dest in {*options(parser), *POSITIONALS.get(command, "").split()}
+    ]
+    assert silent == []
+
+
+def test_flat_flags_of_other_code_bases():
+    assert_frozen("the flat flags", FLAT, FLAT_FLAGS)
