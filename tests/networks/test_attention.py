@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from omnivae.networks.attention import AbsolutePositions, GridAttention, axial_rope, rotate
+from omnivae.networks.attention import AbsolutePositions, GridAttention, attend, axial_rope, rotate
 
 SIZES = {1: (7,), 2: (4, 5), 3: (2, 3, 4)}
 
@@ -127,9 +127,9 @@ def test_heads_reach_the_kernel_contiguous(layout, dtype, autocast, monkeypatch)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     module = GridAttention(32, head_dim=16).to(dtype)
     x = torch.randn(1, 32, 4, 6, dtype=dtype).to(memory_format=layout)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        with profile(activities=[ProfilerActivity.CPU]) as record:
-            module(x)
+    low = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    with torch.no_grad(), low, profile(activities=[ProfilerActivity.CPU]) as record:
+        module(x)
     assert [t.shape for t in seen] == [(1, 2, 24, 16)] * 3
     assert [t.stride(-1) for t in seen] == [1, 1, 1]
     assert len({t.dtype for t in seen}) == 1
@@ -138,6 +138,27 @@ def test_heads_reach_the_kernel_contiguous(layout, dtype, autocast, monkeypatch)
     called = {event.key for event in record.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
     assert "aten::_scaled_dot_product_attention_math" not in called
+
+
+@pytest.mark.parametrize("positions", [256, 700])
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_rows_at_a_time_are_the_same_function(positions, has_amx, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    calls = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a: (calls.append(1), real(*a))[1])
+    q, k, v = (t.transpose(1, 2) for t in torch.randn(2, positions, 3, 2, 16).bfloat16().unbind(2))
+    got = attend(q, k, v)
+    assert got.shape == q.shape
+    assert got.transpose(1, 2).is_contiguous()  # what the projection reads as rows
+    assert bool(calls) == has_amx  # with AMX torch's kernel is the faster one
+    want = real(q.float(), k.float(), v.float())
+    assert (got.float() - want).norm() < 0.01 * want.norm()
+    calls.clear()
+    attend(q.requires_grad_(), k, v).sum().backward()  # gradients come from torch's kernel
+    assert calls == [1]
+    assert q.grad.abs().sum() > 0
 
 
 def test_channels_last_goes_through():

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from omnivae.networks import layers
 from omnivae.networks.layers import (
     ChannelLayerNorm,
     ChannelRMSNorm,
@@ -12,8 +13,10 @@ from omnivae.networks.layers import (
     check_dim,
     convolution,
     normalization,
+    pointwise,
     space_to_channels,
     upsample_nearest,
+    upsampled_convolution,
 )
 
 SIZES = {1: (6,), 2: (4, 6), 3: (2, 6, 4)}
@@ -71,6 +74,49 @@ def test_nearest_upsampling_repeats(dim):
     assert torch.equal(upsample_nearest(x, 2), want)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("folded", [False, True])
+def test_upsampled_convolution_is_nearest_neighbour_and_convolution(dim, last, folded, monkeypatch):
+    monkeypatch.setattr(layers, "FOLD_POSITIONS", 0 if folded else 1000)
+    module = convolution(dim, 3, 5).double()
+    for size in [(4, 6, 3)[:dim], (1, 3, 2)[:dim]]:
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        if last and dim in LAST:
+            x = x.to(memory_format=LAST[dim])
+        x.requires_grad_()
+        want = module(upsample_nearest(x, 2))
+        got = upsampled_convolution(module, x)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+        if folded and last and dim in LAST and size[0] > 1:
+            assert got.is_contiguous(memory_format=LAST[dim])
+        weight = torch.randn_like(want)
+        inputs = [x, module.weight, module.bias]
+        for a, b in zip(
+            torch.autograd.grad((got * weight).sum(), inputs),
+            torch.autograd.grad((want * weight).sum(), inputs),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_folded_kernels_are_rounded_once(monkeypatch):
+    monkeypatch.setattr(layers, "FOLD_POSITIONS", 0)
+    module, x = convolution(2, 32, 16), torch.randn(2, 32, 8, 8)
+    with torch.no_grad():
+        want = module(upsample_nearest(x, 2))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = upsampled_convolution(module, x)
+        assert got.dtype == torch.bfloat16
+        assert (got.float() - want).norm() < 0.005 * want.norm()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_pointwise_is_the_convolution(dim):
+    module, x = convolution(dim, 3, 5, 1), torch.randn(2, 3, *SIZES[dim])
+    torch.testing.assert_close(pointwise(module, x), module(x))
+
+
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
 @pytest.mark.parametrize("last", [False, True])
 def test_rms_norm_formula(dim, last):
@@ -105,6 +151,8 @@ def test_normalisation_keeps_channels_last_and_the_precision(kind, dim):
     low = norm(x.bfloat16())  # float32 weights, as under autocast
     assert low.dtype == torch.bfloat16
     assert low.is_contiguous(memory_format=LAST[dim])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm(x.bfloat16()), low)
     torch.testing.assert_close(low.float(), norm(x), rtol=0.02, atol=0.02)
 
 

@@ -208,22 +208,6 @@ def test_the_dc_path_averages_going_down_and_duplicates_going_up(dim, fine, coar
     torch.testing.assert_close(up(z) - plain_up(z), dc_up_by_hand(z, fine), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3])
-def test_up_sampling_is_nearest_neighbour_and_one_convolution(dim):
-    module = Upsample(8, 4, dim, False).double()
-    convolve = (torch.conv1d, torch.conv2d, torch.conv3d)[dim - 1]
-    for size in [(4, 6, 2)[:dim], (1, 3, 2)[:dim]]:
-        x = torch.randn(2, 8, *size, dtype=torch.float64)
-        wide = x
-        for axis in range(2, 2 + dim):
-            wide = wide.repeat_interleave(2, dim=axis)
-        want = convolve(wide, module.conv.weight, module.conv.bias, padding=1)
-        torch.testing.assert_close(module(x), want)
-        with torch.no_grad():
-            torch.testing.assert_close(module.eval()(x), want)
-        module.train()
-
-
 @pytest.mark.parametrize("dim", [1, 3])
 @pytest.mark.parametrize("stem", ["single-conv", "sequential-conv"])
 @pytest.mark.parametrize("depths", [[1, 1, 1], [1]])
@@ -237,9 +221,10 @@ def test_signals_and_volumes(dim, stem, depths):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_layout_from_end_to_end(dtype):
+@pytest.mark.parametrize("asked", [torch.contiguous_format, torch.channels_last])
+def test_one_layout_from_end_to_end(dtype, asked):
     # A layout lost on the way costs a copy of every activation behind it.
-    model = small(depths=[1, 1, 1], base_dims=[16, 16, 32]).eval().to(dtype, memory_format=torch.channels_last)
+    model = small(depths=[1, 1, 1], base_dims=[16, 16, 32]).eval().to(dtype, memory_format=asked)
     wrong = []
 
     def look(name):
@@ -254,10 +239,21 @@ def test_one_layout_from_end_to_end(dtype):
         for name, module in model.get_submodule(part).named_modules():
             if name:
                 module.register_forward_hook(look(f"{part}.{name}"))
-    x = torch.rand(2, 3, 32, 48, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 32, 48, dtype=dtype).to(memory_format=asked)
     with torch.no_grad():
         model(x)
     assert wrong == []
+
+
+def test_the_layout_can_be_left_alone():
+    model = small(num_conv_stages=3, use_dc_path=False).eval()
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        want = model(x)
+        model.encoder.channels_last = model.decoder.channels_last = False
+        got = model(x)
+    assert not got.reconstruction.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.reconstruction, want.reconstruction, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["autocast", "bf16"])

@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnivae.networks.layers import rms_norm
+
+#: Rows of logits computed at once where :func:`attend` computes them itself: they stay in the cache.
+ROWS = 256
 ROPE_BASE = 10_000.0
 
 
@@ -51,7 +55,44 @@ def rotate(x_BNHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
     """
     a, b = x_BNHD.chunk(2, dim=-1)
     cos, sin = cos_ND[:, None].to(x_BNHD.dtype), sin_ND[:, None].to(x_BNHD.dtype)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(a * sin, b, cos)), dim=-1)
+
+
+def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v: ``scaled_dot_product_attention``, or what is faster than it.
+
+    Torch's CPU kernel computes bfloat16 in float32 steps unless the CPU has AMX. On those with AVX-512 BF16 only, plain
+    matrix products on a few rows at a time are 2.5 times faster (4,096 positions) and as flat in memory.
+
+    Args:
+        q_BHND: queries.
+        k_BHND: keys.
+        v_BHND: values.
+
+    Returns:
+        ``[B, H, N, D]``.
+    """
+    batch, heads, positions, channels = q_BHND.shape
+    by_rows = (
+        q_BHND.dtype == torch.bfloat16
+        and q_BHND.device.type == "cpu"
+        and positions >= ROWS
+        and not (torch.is_grad_enabled() and q_BHND.requires_grad)
+        and not torch.compiler.is_compiling()
+        and torch.cpu._is_avx512_bf16_supported()
+        and not torch.cpu._is_amx_tile_supported()
+    )
+    if not by_rows:
+        return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+    q_BHND = q_BHND * channels**-0.5
+    out_BNHD = torch.empty(batch, positions, heads, channels, dtype=q_BHND.dtype)
+    for b in range(batch):
+        for h in range(heads):
+            q, k, v = q_BHND[b, h], k_BHND[b, h], v_BHND[b, h]
+            for start in range(0, positions, ROWS):
+                rows = slice(start, start + ROWS)
+                out_BNHD[b, rows, h] = (q[rows] @ k.T).softmax(-1) @ v
+    return out_BNHD.transpose(1, 2)
 
 
 class GridAttention(nn.Module):
@@ -89,22 +130,27 @@ class GridAttention(nn.Module):
         # Heads split behind the token axis, so each head's channels stay contiguous: with a strided last axis
         # scaled_dot_product_attention falls back to the quadratic-memory kernel without a word.
         q, k, v = self.qkv(tokens_BNC).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
-        q = F.rms_norm(q, (self.head_dim,), self.q_norm.weight.to(q.dtype), 1e-6)
-        k = F.rms_norm(k, (self.head_dim,), self.k_norm.weight.to(k.dtype), 1e-6)
+        q, k = rms_norm(q, self.q_norm.weight, 1e-6), rms_norm(k, self.k_norm.weight, 1e-6)
         if self.use_rope:
-            cos, sin = self._rope(size, x.device)
+            cos, sin = self._rope(size, q)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out_BHND = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out_BHND = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         out_BNC = self.projection(out_BHND.transpose(1, 2).flatten(2))
         return out_BNC.transpose(1, 2).unflatten(2, size)
 
-    def _rope(self, size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        key = (size, device)
+    def _rope(self, size: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (size, like.device, like.dtype)
         if torch.compiler.is_compiling():
-            return axial_rope(size, self.head_dim, device=device)
+            return self._build(size, like)
         if self._tables is None or self._tables[0] != key:
-            self._tables = (key, axial_rope(size, self.head_dim, device=device))
+            # Tensors made in inference mode could not serve training later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._tables = (key, self._build(size, like))
         return self._tables[1]
+
+    def _build(self, size: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = axial_rope(size, self.head_dim, device=like.device)
+        return cos.to(like.dtype), sin.to(like.dtype)
 
 
 class AbsolutePositions(nn.Module):

@@ -5,11 +5,15 @@ Shapes are ``[B, C, *S]``. Networks keep one memory layout from end to end (chan
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import itertools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from omnivae.types import Network
 
@@ -18,6 +22,11 @@ NormKind = Literal["rms", "layer", "group", "batch", "none"]
 #: Convolutions by number of spatial axes.
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+#: Positions of a batch from which folding the kernel costs less than it saves (measured on CPUs).
+FOLD_POSITIONS = 1024
+#: Channels last by number of axes.
+LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}
 _BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -49,6 +58,57 @@ def convolution(
     return CONV[dim](in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups)
 
 
+class _RMSNorm(torch.autograd.Function):
+    """RMS normalisation of the last axis in half the memory passes of torch's, which is a chain of operators on CPUs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        # Autocast would copy x to float32; the norm accumulates in float32 anyway.
+        with without_autocast(x):
+            # Bfloat16 holds the norm as it is; asked for float32, the kernel would copy x first. Half would overflow.
+            wide = torch.float32 if x.dtype == torch.float16 else x.dtype
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).to(
+                torch.promote_types(wide, torch.float32)
+            )
+            scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+            return (x * scale).mul_(weight), scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1], output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, torch.float32)
+        normed = x * scale
+        grad_weight = (grad * normed).flatten(0, -2).sum(0, dtype=wide).to(weight.dtype)
+        grad_normed = grad * weight
+        mean = (grad_normed * normed).sum(-1, keepdim=True, dtype=wide).div_(x.shape[-1]).to(x.dtype)
+        return grad_normed.sub_(normed.mul_(mean)).mul_(scale), grad_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Divide by the root mean square over the last axis (Zhang & Sennrich, Root Mean Square Layer Normalization, 2019).
+
+    Args:
+        x: ``[..., C]``.
+        weight: ``[C]``; cast to the precision of ``x``.
+        eps: added to the mean square.
+
+    Returns:
+        Same shape and precision as ``x``.
+    """
+    weight = weight.to(x.dtype)
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return _RMSNorm.apply(x, weight, eps)[0]
+
+
 class ChannelRMSNorm(nn.Module):
     """Divide by the root mean square over channels (Zhang & Sennrich, Root Mean Square Layer Normalization, 2019).
 
@@ -63,9 +123,8 @@ class ChannelRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels last, this is a view of contiguous memory and one fused kernel.
-        y = x.movedim(1, -1)
-        return F.rms_norm(y, (y.shape[-1],), self.weight.to(y.dtype), self.eps).movedim(-1, 1)
+        # Channels last, this is a view of contiguous memory.
+        return rms_norm(x.movedim(1, -1), self.weight, self.eps).movedim(-1, 1)
 
 
 class ChannelLayerNorm(nn.Module):
@@ -84,7 +143,9 @@ class ChannelLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.movedim(1, -1)
-        y = F.layer_norm(y, (y.shape[-1],), self.weight.to(y.dtype), self.bias.to(y.dtype), self.eps)
+        # Autocast would hand on a float32 copy; the kernel accumulates in float32 for any input.
+        with without_autocast(x):
+            y = F.layer_norm(y, (y.shape[-1],), self.weight.to(y.dtype), self.bias.to(y.dtype), self.eps)
         return y.movedim(-1, 1)
 
 
@@ -133,10 +194,13 @@ def space_to_channels(x: Tensor, factor: int) -> Tensor:
     if x.ndim == 4:
         return F.pixel_unshuffle(x, factor)
     b, c, *size = x.shape
-    split = x.reshape(b, c, *[n for s in size for n in (s // factor, factor)])
-    dims = len(size)
-    order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
-    return split.permute(order).reshape(b, c * factor**dims, *[s // factor for s in size])
+    coarse, dims = [s // factor for s in size], len(size)
+    split = x.reshape(b, c, *[n for s in coarse for n in (s, factor)])
+    places, blocks = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
+    if _is_channels_last(x):
+        moved = split.permute(0, *places, 1, *blocks).reshape(b, *coarse, c * factor**dims)
+        return moved.movedim(-1, 1)
+    return split.permute(0, 1, *blocks, *places).reshape(b, c * factor**dims, *coarse)
 
 
 def channels_to_space(x: Tensor, factor: int) -> Tensor:
@@ -153,14 +217,99 @@ def channels_to_space(x: Tensor, factor: int) -> Tensor:
         return F.pixel_shuffle(x, factor)
     b, c, *size = x.shape
     dims = len(size)
-    split = x.reshape(b, c // factor**dims, *[factor] * dims, *size)
-    order = [0, 1, *[axis for i in range(dims) for axis in (2 + dims + i, 2 + i)]]
-    return split.permute(order).reshape(b, c // factor**dims, *[s * factor for s in size])
+    fine, channels = [s * factor for s in size], c // factor**dims
+    split = x.unflatten(1, (channels, *[factor] * dims))
+    order = [axis for i in range(dims) for axis in (2 + dims + i, 2 + i)]
+    if _is_channels_last(x):
+        return split.permute(0, *order, 1).reshape(b, *fine, channels).movedim(-1, 1)
+    return split.permute(0, 1, *order).reshape(b, channels, *fine)
 
 
 def upsample_nearest(x: Tensor, factor: int) -> Tensor:
     """Repeat every position ``factor`` times along each spatial axis."""
     return F.interpolate(x, scale_factor=factor, mode="nearest")
+
+
+def upsampled_convolution(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Double the size by repetition and convolve, in 4/9 of the arithmetic (8/27 in 3-D) and without the large copy.
+
+    Output positions of one parity see only two different inputs along an axis, so the 3-wide kernel folds into a 2-wide
+    one for each parity (Shi et al., Is the deconvolution layer the same as a convolutional layer?, 2016).
+
+    Args:
+        convolution: stride 1, kernel 3, padding 1, one group.
+        x: ``[B, C, *S]``.
+
+    Returns:
+        ``convolution(upsample_nearest(x, 2))`` up to rounding, ``[B, C', *(S * 2)]``.
+    """
+    dim, size = x.ndim - 2, x.shape[2:]
+    if x.shape[0] * size.numel() < FOLD_POSITIONS:
+        return convolution(upsample_nearest(x, 2))
+    weight, bias = cast("Tensor", convolution.weight), cast("Tensor", convolution.bias)
+    out_channels, in_channels, phases = weight.shape[0], weight.shape[1], 2**dim
+    # Even outputs see taps (0 | 1 + 2), odd ones (0 + 1 | 2) of [phase, tap, kernel].
+    axis = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=weight.dtype, device=x.device)
+    fold = functools.reduce(_outer, [axis] * dim)  # [phases, taps, kernel elements]
+    with without_autocast(x):  # sums of weights are taken before any rounding
+        folded = weight.flatten(2) @ fold.flatten(0, 1).mT
+    folded = folded.reshape(out_channels, in_channels, phases, *[2] * dim).movedim(2, 0).flatten(0, 1)
+    parts = CONVOLVE[dim](x, folded, bias.repeat(phases), padding=1).unflatten(1, (phases, out_channels))
+    fine = (x.shape[0], out_channels, *(2 * n for n in size))
+    y = torch.empty(fine, dtype=parts.dtype, device=x.device, memory_format=_layout_of(x))
+    for i, parity in enumerate(itertools.product((0, 1), repeat=dim)):
+        window = [slice(p, p + n) for p, n in zip(parity, size, strict=True)]
+        where = [slice(p, None, 2) for p in parity]
+        y[(..., *where)] = parts[(slice(None), i, slice(None), *window)]  # type: ignore[index]
+    return y
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("ptk,qul->pqtukl", a, b).reshape(*(m * n for m, n in zip(a.shape, b.shape, strict=True)))
+
+
+def pointwise(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution as a matrix product over channels, which channels last is a view.
+
+    Args:
+        convolution: kernel 1, stride 1, one group.
+        x: ``[B, C, *S]``.
+
+    Returns:
+        ``convolution(x)``, channels last.
+    """
+    weight, bias = cast("Tensor", convolution.weight), cast("Tensor", convolution.bias)
+    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def silu(fresh: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else holds: in place where no gradient will ask for it."""
+    return F.silu(fresh, inplace=not torch.is_grad_enabled())
+
+
+def add(fresh: Tensor, x: Tensor) -> Tensor:
+    """Add ``x`` to a tensor that nobody else holds: in place where no gradient is recorded."""
+    return fresh + x if torch.is_grad_enabled() else fresh.add_(x)
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return an image or volume channels last; anything else as it is."""
+    return x if x.ndim not in LAYOUT else x.contiguous(memory_format=LAYOUT[x.ndim])
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which autocast leaves operators on the device of ``x`` alone."""
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim in LAYOUT and x.is_contiguous(memory_format=LAYOUT[x.ndim])
+
+
+def _layout_of(x: Tensor) -> torch.memory_format:
+    return LAYOUT[x.ndim] if _is_channels_last(x) else torch.contiguous_format
 
 
 def refuse_cond(network: nn.Module, cond: Tensor | None) -> None:

@@ -20,15 +20,20 @@ from torch.utils.checkpoint import checkpoint
 from omnivae.component import Component
 from omnivae.networks.attention import AbsolutePositions, GridAttention
 from omnivae.networks.layers import (
+    add,
     channels_to_space,
     check_dim,
     convolution,
     normalization,
+    pointwise,
     refuse_cond,
+    silu,
     space_to_channels,
-    upsample_nearest,
+    to_channels_last,
+    upsampled_convolution,
 )
 
+POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 FFNKind = Literal["standard", "dwconv", "fullconv"]
 StemKind = Literal["single-conv", "sequential-conv"]
 BlockNorm = Literal["rms", "layer"]
@@ -51,8 +56,8 @@ class ConvBlock(nn.Module):
         self.conv2 = convolution(dim, channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu(self.norm1(x)))
+        return add(self.conv2(silu(self.norm2(h))), x)
 
 
 class FeedForward(nn.Module):
@@ -77,10 +82,10 @@ class FeedForward(nn.Module):
         self.contract = convolution(dim, hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.silu(self.expand(x))
+        h = silu(pointwise(self.expand, x))
         if self.spatial is not None:
-            h = F.silu(self.spatial(h))
-        return self.contract(h)
+            h = silu(self.spatial(h))
+        return pointwise(self.contract, h)
 
 
 class TransformerBlock(nn.Module):
@@ -114,8 +119,8 @@ class TransformerBlock(nn.Module):
         self.ffn = FeedForward(channels, dim, mlp_ratio, ffn)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
+        x = add(self.attention(self.norm1(x)), x)
+        return add(self.ffn(self.norm2(x)), x)
 
 
 class Downsample(nn.Module):
@@ -138,7 +143,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         if self.use_dc_path:
-            y = y + space_to_channels(x, 2).unflatten(1, (y.shape[1], -1)).mean(2)
+            y = _add_average(y, x)
         return y
 
 
@@ -156,14 +161,13 @@ class Upsample(nn.Module):
         super().__init__()
         if use_dc_path:
             _check_groups(out_channels, in_channels, dim)
-        self.repeats = out_channels * 2**dim // in_channels
         self.conv = convolution(dim, in_channels, out_channels, 3)
         self.use_dc_path = use_dc_path
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(upsample_nearest(x, 2))
+        y = upsampled_convolution(self.conv, x)
         if self.use_dc_path:
-            y = y + channels_to_space(x.repeat_interleave(self.repeats, dim=1), 2)
+            y = _add_duplicate(y, x)
         return y
 
 
@@ -203,6 +207,8 @@ class _Stages(nn.Module):
         self.stride = compression_ratio
         self.stem_stride = compression_ratio // 2**steps
         self.gradient_checkpointing = False
+        #: Convert the input to channels last, the fast layout on every device measured; the result stays in it.
+        self.channels_last = True
         conv_stages = min(2, steps) if num_conv_stages is None else num_conv_stages
         if not 0 <= conv_stages <= len(depths):
             raise ValueError(f"got num_conv_stages={conv_stages}; expected 0 to {len(depths)}")
@@ -303,12 +309,12 @@ class TransVAEEncoder(_Stages, Component):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return features ``[B, base_dims[-1], *S / compression_ratio]`` of images ``[B, C, *S]``."""
         refuse_cond(self, cond)
-        x = self._maybe_checkpoint(self.stem, x)
+        x = self._maybe_checkpoint(self.stem, to_channels_last(x) if self.channels_last else x)
         for index, stage in enumerate(self.stages):
             if index:
                 x = self._maybe_checkpoint(self.downsamples[index - 1], x)
             x = self._run(stage, x)
-        return F.silu(self.norm_out(x))
+        return silu(self.norm_out(x))
 
 
 class TransVAEDecoder(_Stages, Component):
@@ -381,12 +387,12 @@ class TransVAEDecoder(_Stages, Component):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return likelihood parameters ``[B, out_channels, *S * compression_ratio]`` for z ``[B, latent_dim, *S]``."""
         refuse_cond(self, cond)
-        x = self._maybe_checkpoint(self.conv_in, x)
+        x = self._maybe_checkpoint(self.conv_in, to_channels_last(x) if self.channels_last else x)
         for index, stage in enumerate(self.stages):
             if index:
                 x = self._maybe_checkpoint(self.upsamples[index - 1], x)
             x = self._run(stage, x)
-        return self.head(F.silu(self.norm_out(x)))
+        return self.head(silu(self.norm_out(x)))
 
 
 class _PixelShuffle(nn.Module):
@@ -429,6 +435,47 @@ def _head(in_channels: int, out_channels: int, stride: int, dim: int, kind: Stem
         layers.append(nn.SiLU())
         channels = width
     return nn.Sequential(*layers, convolution(dim, channels, out_channels, 3))
+
+
+def _add_average(y: Tensor, x: Tensor) -> Tensor:
+    """Add pixel-unshuffle by 2 of x, averaged over neighbouring channels, without building it."""
+    dim, channels = x.ndim - 2, x.shape[1]
+    group = channels * 2**dim // y.shape[1]
+    if group % 2**dim == 0:
+        pooled = POOL[dim](x, 2)
+        return add(y, pooled if group == 2**dim else pooled.unflatten(1, (y.shape[1], -1)).mean(2))
+    if group & (group - 1):
+        return add(y, space_to_channels(x, 2).unflatten(1, (y.shape[1], -1)).mean(2))
+    # The last axes of each block are averaged, the first ones become channels: [B, C, parities, places].
+    kept = dim - group.bit_length() + 1
+    pooled = x if kept == dim else POOL[dim](x, (1,) * kept + (2,) * (dim - kept))
+    for axis in range(kept):
+        pooled = pooled.unflatten(2 + 2 * axis, (-1, 2))
+    order = [0, 1, *range(3, 3 + 2 * kept, 2), *range(2, 2 + 2 * kept, 2), *range(2 + 2 * kept, pooled.ndim)]
+    total = add(y.unflatten(1, (channels, *[2] * kept)), pooled.permute(order))
+    return total.flatten(1, 1 + kept)
+
+
+def _add_duplicate(y: Tensor, x: Tensor) -> Tensor:
+    """Add pixel-shuffle by 2 of x with duplicated channels, without building it."""
+    dim, channels = x.ndim - 2, x.shape[1]
+    repeats = y.shape[1] * 2**dim // channels
+    if repeats % 2**dim and repeats & (repeats - 1):
+        return add(y, channels_to_space(x.repeat_interleave(repeats, dim=1), 2))
+    # The first axes of each block come from channels, the last ones repeat: y as [B, C, copies, place, parity, ...].
+    kept = max(0, dim - repeats.bit_length() + 1) if repeats < 2**dim else 0
+    copies = max(1, repeats // 2**dim)
+    wide = x.unflatten(1, (-1, *[2] * kept))
+    wide = wide.permute(0, 1, *(a for i in range(kept) for a in (2 + kept + i, 2 + i)), *range(2 + 2 * kept, wide.ndim))
+    for axis in range(kept, dim):
+        wide = wide.unsqueeze(3 + 2 * axis)
+    fine = y.unflatten(1, (-1, copies))
+    for axis in range(dim):
+        fine = fine.unflatten(3 + 2 * axis, (-1, 2))
+    fine = add(fine, wide.unsqueeze(2))
+    for axis in range(dim):
+        fine = fine.flatten(3 + axis, 4 + axis)
+    return fine.flatten(1, 2)
 
 
 def _check_groups(fine: int, coarse: int, dim: int) -> None:
