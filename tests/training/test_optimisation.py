@@ -247,6 +247,7 @@ def test_frozen_parts_do_not_change_and_the_others_do(ema, tmp_path):
         weight_decay=0.1,
         val=Images(8, seed=1),
         checkpoint_every=2,
+        draw_every=2,
         draw=lambda m, step: drawn.append(step),
     )
     assert drawn == [2, 4]

@@ -53,7 +53,15 @@ def comparable(directory):
     return [row for row in table if "train/total" in row or row["step"] % SETTINGS["checkpoint_every"] == 0]
 
 
-SETTINGS = {"max_steps": 9, "ema": 0.9, "checkpoint_every": 3, "draw_every": 1, "schedule": "cosine", "warmup_steps": 2}
+SETTINGS = {
+    "max_steps": 9,
+    "ema": 0.9,
+    "checkpoint_every": 3,
+    "validate_every": 3,
+    "draw_every": 1,
+    "schedule": "cosine",
+    "warmup_steps": 2,
+}
 
 
 def assert_same_run(left, right):
@@ -129,7 +137,7 @@ def test_looking_does_not_change_the_training(whole, tmp_path):
         torch.rand(100)
         model(Images().x[:3])
 
-    settings = SETTINGS | {"draw_every": 2, "checkpoint_every": 4}
+    settings = SETTINGS | {"draw_every": 2, "checkpoint_every": 4, "validate_every": 2}
     run(tmp_path / "pictures", toy_model("batch"), draw=noisy, val=Images(8, seed=1), **settings)
     run(tmp_path / "blind", toy_model("batch"), val=None, **settings)
     expected = [row for row in comparable(whole) if "train/total" in row]
@@ -204,7 +212,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_total(tmp_path):
-    run(tmp_path, max_steps=12, checkpoint_every=2, val=Images(8, seed=1))
+    run(tmp_path, max_steps=12, checkpoint_every=12, validate_every=2, val=Images(8, seed=1))
     validated = {row["step"]: row["val/total"] for row in rows(tmp_path) if "val/total" in row}
     from omnivae.training.checkpoint_io import read_tree
 
