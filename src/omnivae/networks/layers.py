@@ -83,12 +83,12 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        # Sums accumulate in float32 inside the kernel; asked for a float32 result, it would copy its input first.
         x, weight, scale = ctx.saved_tensors
-        wide = torch.promote_types(x.dtype, torch.float32)
         normed = x * scale
-        grad_weight = (grad * normed).flatten(0, -2).sum(0, dtype=wide).to(weight.dtype)
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
         grad_normed = grad * weight
-        mean = (grad_normed * normed).sum(-1, keepdim=True, dtype=wide).div_(x.shape[-1]).to(x.dtype)
+        mean = (grad_normed * normed).mean(-1, keepdim=True)
         return grad_normed.sub_(normed.mul_(mean)).mul_(scale), grad_weight, None
 
 
