@@ -152,6 +152,17 @@ def test_a_loss_can_be_added_and_left_out(tmp_path):
     assert set(read("--config", file, "--losses.kl.weight", "0").losses) == {"nll"}
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--losses.kl", '{"weight": 8}'], ['--losses.kl={"weight": 8.5}'], ["--losses.kl", "8"]]
+)
+def test_a_whole_loss_on_the_command_line_is_heeded_or_refused(arguments):
+    try:
+        config = read("--model.recipe", "conv_vae", "--losses.nll.weight", "1", *arguments)
+    except ValueError:
+        return
+    assert config.losses["kl"]["weight"] in (8, 8.5)
+
+
 SCHEDULE = {"component": "LinearSchedule", "start": 0.0, "end": 8.0, "length": 4}
 
 
