@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import yaml
 
 from omnivae.cli.train import read_run
