@@ -40,7 +40,7 @@ def commands():
                     yield pytest.param(shlex.split(line, comments=True)[1:], id=line.strip()[:60])
 
 
-@pytest.mark.parametrize("argv", commands())
+@pytest.mark.parametrize("argv", list(commands()))
 def test_commands_parse(argv, monkeypatch, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)

@@ -60,6 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"omnivae {command}: error: {text}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if os.environ.get("OMNIVAE_DEBUG"):
+            raise
+        text = " ".join(str(error).split())
+        print(
+            f"omnivae {command}: unexpected {type(error).__name__}: {text} (OMNIVAE_DEBUG=1 shows the traceback)",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def usage() -> str:

@@ -28,6 +28,7 @@ def make_parser(command: str, description: str, example: str) -> jsonargparse.Ar
         description=description,
         epilog=f"example: {example}",
         exit_on_error=False,
+        allow_abbrev=False,
     )
 
 

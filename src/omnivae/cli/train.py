@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,7 @@ def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
         ValueError: for anything unknown or of the wrong type.
     """
     argv, flat_losses = _translate(list(argv))
+    argv = _spell_out(argv)
     path = _peek(argv, "--config")
     values = read_yaml(path) if path else {}
     output = _peek(argv, "--output")
@@ -116,6 +118,8 @@ def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
             f"unknown recipe {recipe!r}{suggestion(recipe, RECIPES)}; expected one of {', '.join(RECIPES)}"
         )
 
+    if chosen and (_peek(argv, "--training.num_epochs") or values.get("training", {}).get("num_epochs")):
+        del chosen["training"]["max_steps"]
     parser = build_parser(recipe)
     named = _named_losses(argv) | set(values.get("losses", {}))
     if chosen and (values.get("losses") or flat_losses):
@@ -171,12 +175,20 @@ def _choose(argv: list[str], values: dict[str, Any]) -> dict[str, Any]:
 
 def _announce(config: RunConfig) -> str:
     model = ", ".join(f"{k}={v}" for k, v in config.model.items() if k != "recipe" and v is not None)
-    losses = ", ".join(f"{name} x {arguments['weight']:g}" for name, arguments in config.losses.items())
+    losses = ", ".join(
+        f"{name} x {weight['component'] if isinstance(weight, dict) else format(weight, 'g')}"
+        for name, weight in ((name, arguments["weight"]) for name, arguments in config.losses.items())
+    )
     return (
         f"no configuration given; chosen from the images: recipe {config.model['recipe']} ({model}), losses {losses}, "
-        f"{config.training.max_steps} steps of {config.training.batch_size} images at learning rate "
+        f"{_length(config)} of {config.training.batch_size} images at learning rate "
         f"{config.training.learning_rate:g}; every value can be overridden, see config.yaml in the run"
     )
+
+
+def _length(config: RunConfig) -> str:
+    training = config.training
+    return f"{training.num_epochs} epochs in batches" if training.max_steps is None else f"{training.max_steps} steps"
 
 
 def _translate(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -228,6 +240,25 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return result
 
 
+def _spell_out(argv: Sequence[str]) -> list[str]:
+    """Return arguments with ``--losses.kl=8`` and ``--losses.kl={"weight": 8}`` as ``--losses.kl.weight=8``."""
+    import yaml
+
+    result: list[str] = []
+    for token in _joined(argv):
+        name, _, text = token.partition("=")
+        if not (name.startswith("--losses.") and name.count(".") == 1):
+            result.append(token)
+            continue
+        value = yaml.safe_load(text) if text else {}
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = {"weight": value}
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}: expected a weight or a mapping such as {{weight: 1.0}}, got {text!r}")
+        result += to_arguments({f"{name.removeprefix('--')}.{key}": item for key, item in value.items()})
+    return result
+
+
 def _peek(argv: Sequence[str], name: str) -> str | None:
     for token in reversed(_joined(argv)):
         if token.startswith(f"{name}="):
@@ -242,7 +273,8 @@ def _named_losses(argv: Sequence[str]) -> set[str]:
 def _switched_off(name: str, values: dict[str, Any], argv: Sequence[str]) -> bool:
     given = _peek(argv, f"--losses.{name}.weight")
     if given is not None:
-        return _number(given) == 0
+        # Anything that is no number (a schedule, a slip of the pen) is the parser's to judge.
+        return re.fullmatch(r"[-+]?0*\.?0*(e[-+]?\d+)?", given) is not None and any(c == "0" for c in given)
     return values.get("losses", {}).get(name, {}).get("weight") == 0
 
 

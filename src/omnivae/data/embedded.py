@@ -9,7 +9,8 @@ from omnivae.data.sources import ArraySource, DspritesSource, Found, PhotoCropSo
 
 PHOTO_CROPS_PER_EPOCH = 1024
 DEFAULT_PHOTO_SIZE = 64
-_TRAINING_SHARE = 0.8
+#: Share of a photograph's width where the held-out band begins and ends: its middle, where there is something to see.
+_HELD_OUT = (0.4, 0.6)
 
 
 def read_digits() -> Found:
@@ -30,8 +31,8 @@ def read_digits() -> Found:
 def read_photos(crop_size: int) -> Found:
     """Return crops of scikit-learn's two photographs, china and flower, 427 x 640 pixels each.
 
-    Training crops lie in the left 80 % of a photograph, a nominal epoch has 1,024 of them. Validation and test crops
-    are the cells of a grid over the right 20 %, alternately, and share no pixel with training or each other.
+    Validation and test crops are the cells of a grid over the middle fifth of a photograph's width, alternately. Training
+    crops lie to the left and right of it, 1,024 in a nominal epoch. No two splits share a pixel.
 
     Args:
         crop_size: side of a crop in pixels, at most 128.
@@ -40,7 +41,7 @@ def read_photos(crop_size: int) -> Found:
         The source and all three splits.
 
     Raises:
-        ValueError: when the right part of the photographs has no room for such crops.
+        ValueError: when the middle of the photographs has no room for such crops.
     """
     from sklearn.datasets import load_sample_images
 
@@ -48,14 +49,19 @@ def read_photos(crop_size: int) -> Found:
     photos = [np.asarray(image) for image in sample.images]
     names = [str(name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in sample.filenames]
     height, width = photos[0].shape[:2]
-    border = int(width * _TRAINING_SHARE)
-    if crop_size > width - border:
-        raise ValueError(f"photos offers crops of up to {width - border} pixels, got data.image_size={crop_size}")
-    moving = [(i % len(photos), 0, 0, border, height) for i in range(PHOTO_CROPS_PER_EPOCH)]
+    begin, end = (int(width * share) for share in _HELD_OUT)
+    if crop_size > end - begin:
+        raise ValueError(f"photos offers crops of up to {end - begin} pixels, got data.image_size={crop_size}")
+    sides = ((0, begin), (end, width))
+    moving = [
+        (i % len(photos), left, 0, right, height)
+        for i in range(PHOTO_CROPS_PER_EPOCH)
+        for left, right in [sides[i // len(photos) % 2]]
+    ]
     fixed = [
         (photo, left, top, left + crop_size, top + crop_size)
         for top in range(0, height - crop_size + 1, crop_size)
-        for left in range(border, width - crop_size + 1, crop_size)
+        for left in range(begin, end - crop_size + 1, crop_size)
         for photo in range(len(photos))
     ]
     source = PhotoCropSource(

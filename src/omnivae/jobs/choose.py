@@ -26,8 +26,9 @@ def choose(splits: DataSplits) -> dict[str, Any]:
     if max(splits.image_size) <= SMALL:
         likelihood = "bernoulli" if splits.channels == 1 else "gaussian"
         channels = [32, 64, 128][: max(2, (smallest - 1).bit_length() - 2)]
+        norm = {"norm": "none"} if batch_size == 1 else {}
         return {
-            "model": {"recipe": "conv_vae", "latent_dim": 32, "channels": channels, "likelihood": likelihood},
+            "model": {"recipe": "conv_vae", **norm, "latent_dim": 32, "channels": channels, "likelihood": likelihood},
             "losses": {"nll": {}, "kl": {"weight": 1.0}},
             "training": {"batch_size": batch_size, "learning_rate": 1e-3, "max_steps": 2000},
         }
@@ -41,7 +42,7 @@ def choose(splits: DataSplits) -> dict[str, Any]:
 
 
 def choose_image_size(splits: DataSplits) -> int:
-    """Return the side to train a TransVAE on: at most 256 (128 on a CPU), a multiple of 16, not larger than the images.
+    """Return the side to train a TransVAE on: at most 256 (128 on a CPU), a multiple of 16, not larger than the median image.
 
     Args:
         splits: the data at its native size.

@@ -31,13 +31,13 @@ def demo_runs() -> dict[str, RunConfig]:
             "compression_ratio": 8,
             "latent_dim": 16,
             "depths": [1, 1, 2, 2],
-            "base_dims": [48, 96, 96, 192],
+            "base_dims": [32, 64, 64, 128],
             "head_dim": 32,
         },
         data=DataConfig(path="photos", image_size=64, flip=True),
         losses={"l1": {"weight": 1.0, "per_element": True}, "ms_ssim": {"weight": 0.2}, "kl": {"weight": 1e-6}},
         training=TrainingConfig(
-            batch_size=16, learning_rate=1e-3, max_steps=700, checkpoint_every=350, ema=0.99, val_images=64
+            batch_size=8, learning_rate=1.5e-3, max_steps=900, checkpoint_every=450, ema=0.99, val_images=64
         ),
     )
     digits = RunConfig(
@@ -45,7 +45,7 @@ def demo_runs() -> dict[str, RunConfig]:
         data=DataConfig(path="digits", image_size=32),
         losses={"nll": {}, "kl": {"weight": 4.0}},
         training=TrainingConfig(
-            batch_size=64, learning_rate=2e-3, max_steps=1200, checkpoint_every=400, ema=0.99, val_images=128
+            batch_size=64, learning_rate=2e-3, max_steps=800, checkpoint_every=400, ema=0.99, val_images=128
         ),
     )
     return {"photos": photos, "digits": digits}

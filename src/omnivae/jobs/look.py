@@ -65,6 +65,8 @@ def evaluate_model(
     """
     loaded, dataset, _ = _images(model, path, split, image_size)
     if limit is not None:
+        if limit < 1:
+            raise ValueError(f"got a limit of {limit} images (--data.limit); expected at least 1")
         dataset = Subset(dataset, range(min(limit, len(dataset))))
     return evaluate(
         loaded,

@@ -19,7 +19,7 @@ from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.models.storage import write_atomic
 from omnivae.recipes import RECIPES
-from omnivae.training import FitResult, fit
+from omnivae.training import CHECKPOINTS, FitResult, fit
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,11 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         model = build_model(config.model, config.data, splits)
     if tuple(model.value_range) != tuple(splits.value_range):
         splits = load_data(config.data, value_range=model.value_range, seed=config.training.seed)
+    if config.training.batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ValueError(
+            "batch normalisation needs at least two images in a batch: set training.batch_size to 2 or more, or model.norm to "
+            "group or none"
+        )
     if splits.channels != model.in_channels:
         raise ValueError(
             f"the images have {splits.channels} channels and the model takes {model.in_channels}; set data.channels"
@@ -209,7 +214,8 @@ def check_output(directory: Path, config: RunConfig) -> None:
     if not (directory / CONFIG).is_file():
         raise FileExistsError(f"{directory} is not empty and holds no run; give --output a new or empty directory")
     different = differences(read_yaml(directory / CONFIG), config.to_dict())
-    if different:
+    # A run that never saved anything (its batch was larger than the data, say) has nothing to lose.
+    if different and (directory / CHECKPOINTS).exists():
         shown = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
         raise FileExistsError(
             f"{directory} holds another run ({shown}); give --output another directory, or repeat that run's command to continue it"

@@ -255,6 +255,8 @@ class VAE(nn.Module, Component):
             raise ValueError(
                 "the latent of this model is spatial: say which size to sample, as in sample(4, size=(256, 256))"
             )
+        if n < 1 or min(size) < 1:
+            raise ValueError(f"got n={n} and size={tuple(size)}; expected at least one image of at least one pixel")
         shape = torch.Size((n, self.latent_dim, *self.latent_size(size)))
         prior = self.prior(shape, self.encode, cond)
         if generator is None:

@@ -1,7 +1,8 @@
 """Training: one LightningModule, its callbacks, and ``fit``."""
 
+from omnivae.training.callbacks import CHECKPOINTS
 from omnivae.training.config import TrainingConfig
 from omnivae.training.fit import FitResult, fit
 from omnivae.training.module import VAEModule, check
 
-__all__ = ["FitResult", "TrainingConfig", "VAEModule", "check", "fit"]
+__all__ = ["CHECKPOINTS", "FitResult", "TrainingConfig", "VAEModule", "check", "fit"]
