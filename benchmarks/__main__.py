@@ -1,0 +1,104 @@
+"""Measure everything in under five minutes: ``python -m benchmarks [--only inference|training]``.
+
+Prints Markdown tables and writes ``benchmarks/results/latest.json``. Meant for a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import inference, training
+from benchmarks.common import DEVICE, Row, interleave, machine, medians, table
+from benchmarks.plain import plain
+from omnivae.recipes.transvae import TransVAE
+from omnivae.training.device import for_inference, keep_freed_memory
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+
+
+@dataclass
+class Results:
+    """What is written."""
+
+    machine: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def kept_memory(rounds: int) -> dict[str, Any]:
+    """Time decoding before and after freed memory is kept in the process (it cannot be given back: this comes first)."""
+    model = TransVAE("tiny").eval().to(DEVICE)
+    z = torch.randn(1, 32, 16, 16, device=DEVICE)
+    base, fast = plain(model), for_inference(model)
+    variants = {"plain fp32": lambda: base.decode(z), "our settings": lambda: fast.decode(z)}
+    before = medians(interleave(variants, rounds=rounds, budget_s=15))
+    if not keep_freed_memory():
+        return {}
+    after = medians(interleave(variants, rounds=rounds, budget_s=15))
+    return {
+        name: {"default_s": before[name], "kept_s": after[name], "speedup": before[name] / after[name]}
+        for name in variants
+    }
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=["inference", "training"], help="measure one part")
+    parser.add_argument("--rounds", type=int, default=5, help="repeats of each measurement (the median counts)")
+    parser.add_argument("--budget", type=float, default=130, help="seconds for the repeats of each part, roughly")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file")
+    options = parser.parse_args()
+    begun = time.perf_counter()
+    results = Results(machine())
+    print(json.dumps(results.machine, indent=1), flush=True)
+    kept = kept_memory(options.rounds)
+    if kept:
+        results.more["keeping freed memory in the process"] = kept
+        print("\ndecode, freed memory kept in the process against glibc's defaults:")
+        for name, value in kept.items():
+            print(
+                f"- {name}: {value['speedup']:.2f}x ({value['default_s']:.3f} s -> {value['kept_s']:.3f} s)", flush=True
+            )
+
+    def show(rows: list[Row]) -> None:
+        results.rows += rows
+        print("\n" + table(rows), flush=True)
+
+    if options.only != "training":
+        rows, errors = inference.run(options.rounds, options.budget)
+        show(rows)
+        results.more["relative RMSE against plain fp32"] = errors
+        print("\nrelative RMSE against plain fp32:")
+        for name, value in errors.items():
+            print(f"- {name}: {value:.1e}", flush=True)
+    if options.only != "inference":
+        show(training.steps(options.rounds, options.budget / 2))
+        curves = training.loss_curves()
+        results.more["loss curves"] = curves
+        print(f"\nlargest relative difference of the loss in 10 steps: {curves['largest_relative_difference']:.1e}")
+        overhead = training.lightning_overhead()
+        results.more["lightning"] = overhead
+        print("\none step of an MNIST-size model, batch 64:")
+        for name, value in overhead["ms_per_step"].items():
+            more = overhead["overhead"].get(name)
+            print(f"- {name}: {value:.2f} ms" + ("" if more is None else f" ({more:+.0%})"), flush=True)
+
+    seconds = time.perf_counter() - begun
+    written = {"machine": results.machine, "seconds": seconds, **results.more}
+    written["rows"] = [row.report() for row in results.rows]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(written, indent=1) + "\n")
+    print(f"\n{seconds:.0f} s; written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

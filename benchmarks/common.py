@@ -1,0 +1,171 @@
+"""Measuring: interleaved repeats and their medians, the machine's matmul peak, model FLOPs, peak memory, tables."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Row:
+    """One line of a table; times are medians of interleaved repeats."""
+
+    work: str
+    model: str
+    setting: str
+    seconds: float
+    images: int
+    #: Arithmetic of the plain model, whichever way it is computed.
+    gflop: float
+    dtype: str
+    #: The same work's plain eager fp32 time over this one.
+    speedup: float | None = None
+    extra_mib: float | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Return the row with what follows from it."""
+        rate = self.gflop / self.seconds
+        return asdict(self) | {
+            "images_per_s": self.images / self.seconds,
+            "gflop_per_s": rate,
+            "share_of_peak": rate / matmul_peak(self.dtype),
+        }
+
+
+def wait() -> None:
+    """Wait for the device."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Return the seconds that one call takes."""
+    wait()
+    start = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - start
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], Any]], *, rounds: int = 5, budget_s: float = 60.0
+) -> dict[str, list[float]]:
+    """Time variants in turns, so that what else the machine does falls on all alike.
+
+    Args:
+        variants: name to function.
+        rounds: repeats, after one call to warm up.
+        budget_s: no further round is begun that would end later than this; there are two at least.
+
+    Returns:
+        Name to seconds, one for each round.
+    """
+    for function in variants.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    begun = time.perf_counter()
+    for done in range(rounds):
+        spent = time.perf_counter() - begun
+        if done >= 2 and spent * (done + 1) / done > budget_s:
+            break
+        for name, function in variants.items():
+            times[name].append(timed(function))
+    return times
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median of each list."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@functools.cache
+def matmul_peak(dtype: str) -> float:
+    """Return the best GFLOP/s of a square matrix product in ``dtype``."""
+    best = 0.0
+    for n in (2048, 4096) if DEVICE.type == "cpu" else (8192,):
+        a = torch.randn(n, n, device=DEVICE).to(DTYPES[dtype])
+        b = a.clone()
+        timed(lambda a=a, b=b: a @ b)
+        best = max(best, *(2e-9 * n**3 / timed(lambda a=a, b=b: a @ b) for _ in range(4)))
+    return best
+
+
+def gflop(function: Callable[[], Any]) -> float:
+    """Return the arithmetic of one call in GFLOP."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
+def extra_mib(function: Callable[[], Any]) -> float | None:
+    """Return how much memory one call needs beyond what is held before it, in MiB; ``None`` where that is not known."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    clear = Path("/proc/self/clear_refs")
+    if sys.platform != "linux" or not clear.exists():
+        return None
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        clear.write_text("5")  # forget the process's peak
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    function()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise KeyError(field)
+
+
+def machine() -> dict[str, Any]:
+    """Return what was measured on."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else capabilities.get("cpu_name", "CPU"),
+        "amx_bf16": bool(capabilities.get("amx_bf16")),
+        "avx512_bf16": bool(capabilities.get("avx512_bf16")),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "matmul_gflop_per_s": {name: matmul_peak(name) for name in DTYPES},
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table."""
+    lines = ["| work | model | setting | ms | images/s | GFLOP/s | of matmul peak | vs plain fp32 | extra MiB |"]
+    lines.append("|---|---|---|--:|--:|--:|--:|--:|--:|")
+    for row in rows:
+        r = row.report()
+        speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
+        memory = "" if row.extra_mib is None else f"{row.extra_mib:.0f}"
+        lines.append(
+            f"| {row.work} | {row.model} | {row.setting} | {1e3 * row.seconds:.0f} | {r['images_per_s']:.2f} | "
+            f"{r['gflop_per_s']:.0f} | {r['share_of_peak']:.0%} | {speedup} | {memory} |"
+        )
+    return "\n".join(lines)
