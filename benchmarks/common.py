@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import os
 import platform
 import statistics
 import sys
@@ -12,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+T = TypeVar("T")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -69,19 +71,17 @@ def interleave(
 
     Args:
         variants: name to function.
-        rounds: repeats, after one call to warm up.
-        budget_s: no further round is begun that would end later than this; there are two at least.
+        rounds: repeats. Call each once before: :func:`first_call` does.
+        budget_s: no further round is begun that would end later than this; there is one at least.
 
     Returns:
         Name to seconds, one for each round.
     """
-    for function in variants.values():
-        function()
     times: dict[str, list[float]] = {name: [] for name in variants}
     begun = time.perf_counter()
     for done in range(rounds):
         spent = time.perf_counter() - begun
-        if done >= 2 and spent * (done + 1) / done > budget_s:
+        if done and spent * (done + 1) / done > budget_s:
             break
         for name, function in variants.items():
             times[name].append(timed(function))
@@ -105,34 +105,39 @@ def matmul_peak(dtype: str) -> float:
     return best
 
 
-def gflop(function: Callable[[], Any]) -> float:
-    """Return the arithmetic of one call in GFLOP."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() / 1e9
+def first_call(function: Callable[[], T]) -> tuple[T, float | None]:
+    """Call once, which also warms up.
 
-
-def extra_mib(function: Callable[[], Any]) -> float | None:
-    """Return how much memory one call needs beyond what is held before it, in MiB; ``None`` where that is not known."""
+    Returns:
+        The result, and how much memory the call needed beyond what was held before it, in MiB (``None`` where unknown).
+    """
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        function()
+        result = function()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return result, (torch.cuda.max_memory_allocated() - held) / 2**20
     clear = Path("/proc/self/clear_refs")
-    if sys.platform != "linux" or not clear.exists():
-        return None
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        clear.write_text("5")  # forget the process's peak
-    except OSError:
-        return None
+    if sys.platform != "linux" or not os.access(clear, os.W_OK):
+        return function(), None
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    clear.write_text("5")  # forget the process's peak
     before = _status("VmRSS")
-    function()
-    return (_status("VmHWM") - before) / 1024
+    result = function()
+    return result, (_status("VmHWM") - before) / 1024
+
+
+def counted(function: Callable[[], T]) -> tuple[Callable[[], T], FlopCounterMode]:
+    """Return the function under a counter of its arithmetic."""
+    counter = FlopCounterMode(display=False)
+
+    def run() -> T:
+        with counter:
+            return function()
+
+    return run, counter
 
 
 def _status(field: str) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import DEVICE, Row, extra_mib, gflop, interleave, medians
+from benchmarks.common import DEVICE, Row, counted, first_call, interleave, medians
 from benchmarks.peers import copy_weights, diffusers_kl
 from benchmarks.plain import plain
 from omnivae.losses import KL, NLL
@@ -91,19 +91,17 @@ def steps(rounds: int, budget_s: float) -> list[Row]:
         },
     }
     rows = []
-    for name, variants in families.items():
+    for family, variants in families.items():
         functions: dict[str, Step] = {"|".join(key): step for key, step in variants.items()}
+        first = next(iter(functions))
+        plainly, counter = counted(functions[first])
+        memories = {name: first_call(plainly if name == first else function)[1] for name, function in functions.items()}
         median = medians(interleave(functions, rounds=rounds, budget_s=budget_s / 2))
-        first, reference = next(iter(median.values())), next(iter(functions.values()))
-        flops = gflop(reference)
+        flops = counter.get_total_flops() / 1e9
+        work = "train step, batch 4, 128x128"
         for key, (who, dtype, how) in zip(functions, variants, strict=True):
-            memory = extra_mib(functions[key])
-            speedup = first / median[key]
-            rows.append(
-                Row(
-                    "train step, batch 4, 128x128", f"{name}, {who}", how, median[key], 4, flops, dtype, speedup, memory
-                )
-            )
+            speedup = median[first] / median[key]
+            rows.append(Row(work, f"{family}, {who}", how, median[key], 4, flops, dtype, speedup, memories[key]))
     return rows
 
 
@@ -136,7 +134,7 @@ class _Images(Dataset):
         return {"x": self.x[index]}
 
 
-def lightning_overhead(num_steps: int = 100, rounds: int = 3, skip: int = 10) -> dict[str, Any]:
+def lightning_overhead(num_steps: int = 60, rounds: int = 3, skip: int = 10) -> dict[str, Any]:
     """Compare ``fit`` (moving average, clipping, a logged row each step) with a bare loop on an MNIST-size model.
 
     Args:

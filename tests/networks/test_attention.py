@@ -140,7 +140,7 @@ def test_heads_reach_the_kernel_contiguous(layout, dtype, autocast, monkeypatch)
     assert "aten::_scaled_dot_product_attention_math" not in called
 
 
-@pytest.mark.parametrize("positions", [256, 700])
+@pytest.mark.parametrize("positions", [512, 700])
 @pytest.mark.parametrize("has_amx", [False, True])
 def test_rows_at_a_time_are_the_same_function(positions, has_amx, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)

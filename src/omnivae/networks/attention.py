@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from omnivae.networks.layers import rms_norm
 
 #: Rows of logits computed at once where :func:`attend` computes them itself: they stay in the cache.
-ROWS = 256
+ROWS = 512
 ROPE_BASE = 10_000.0
 
 
