@@ -14,7 +14,15 @@ from omnivae.cli.parsing import check_keys, make_parser, option_names, parse, to
 from omnivae.component import suggestion
 from omnivae.data import DataConfig, load_data
 from omnivae.jobs.choose import SMALL, choose, choose_image_size
-from omnivae.jobs.config import RunConfig, check_loss_name, flat_loss, flatten, read_yaml, refuse_class_paths
+from omnivae.jobs.config import (
+    RunConfig,
+    check_loss_name,
+    flat_loss,
+    flatten,
+    parse_yaml,
+    read_yaml,
+    refuse_class_paths,
+)
 from omnivae.jobs.train import REPORT
 from omnivae.jobs.train import train as run_training
 from omnivae.losses import loss_classes
@@ -242,15 +250,13 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 def _spell_out(argv: Sequence[str]) -> list[str]:
     """Return arguments with ``--losses.kl=8`` and ``--losses.kl={"weight": 8}`` as ``--losses.kl.weight=8``."""
-    import yaml
-
     result: list[str] = []
     for token in _joined(argv):
         name, _, text = token.partition("=")
         if not (name.startswith("--losses.") and name.count(".") == 1):
             result.append(token)
             continue
-        value = yaml.safe_load(text) if text else {}
+        value = parse_yaml(text) if text else {}
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = {"weight": value}
         if not isinstance(value, dict):

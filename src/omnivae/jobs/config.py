@@ -83,22 +83,41 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration at {path}: give --config an existing YAML file")
+    try:
+        values = parse_yaml(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no sections; expected {', '.join(SECTIONS)}")
+    return normalise(values)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML in which ``1e-4`` is a number.
+
+    Args:
+        text: the YAML.
+
+    Returns:
+        Plain data.
+
+    Example:
+        >>> parse_yaml("{weight: 1e-8}")
+        {'weight': 1e-08}
+    """
+    import yaml
+
     class Loader(yaml.SafeLoader):
         pass
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
     )
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no configuration at {path}: give --config an existing YAML file")
-    try:
-        values = yaml.load(path.read_text(), Loader=Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no sections; expected {', '.join(SECTIONS)}")
-    return normalise(values)
+
+    return yaml.load(text, Loader=Loader)
 
 
 def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
