@@ -28,6 +28,7 @@ NAMES = words("""
 """)
 
 TRAIN = words("""
+    checkpoint
     config data.binarize data.channels data.flip data.format data.image_size data.limit data.num_workers data.path
     data.random_crop data.split_seed data.test_fraction data.val_fraction data.value_range losses.gan.adaptive
     losses.gan.channels losses.gan.discriminator_learning_rate losses.gan.loss losses.gan.num_layers

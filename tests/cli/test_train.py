@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from omnivae.cli.train import read_run
@@ -307,3 +308,19 @@ def test_weights_and_losses_must_agree_in_number(refused, tmp_path):
     assert "expected numbers, got 'x'" in refused(
         "train", "--output", tmp_path / "r", "--losses", "l1", "--loss_weights", "x"
     )
+
+
+def test_a_second_stage_starts_from_a_model_and_freezes_its_encoder(omnivae, training, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert omnivae(*training(first, "--report", "false")).code == 0
+    arguments = training(second, "--checkpoint", first, "--freeze_encoder", "--training.ema", "0", "--report", "false")
+    outcome = omnivae(*arguments)
+    assert outcome.code == 0, outcome.err
+    before, after = (VAE.from_pretrained(run).state_dict() for run in (first, second))
+    encoder = [name for name in before if name.startswith(("encoder.", "posterior."))]
+    assert encoder
+    assert all(torch.equal(before[name], after[name]) for name in encoder)
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("decoder."))
+    refused = omnivae(*training(tmp_path / "third", "--checkpoint", tmp_path / "nowhere"))
+    assert refused.code == 2
+    assert "no model at" in refused.err

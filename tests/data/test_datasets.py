@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnivae.data import DataConfig, EpochSampler, collate, load_data, make_loader
+from omnivae.data import DataConfig, collate, load_data
 
 
 def stack(dataset, count=16):
@@ -120,64 +120,6 @@ def test_collate():
     odd = {"x": torch.zeros(1, 4, 4), "key": "odd"}
     with pytest.raises(ValueError, match=r"cannot form a batch: set data\.image_size"):
         collate([splits.train[0], odd])
-
-
-def test_sampler_order_is_a_function_of_seed_and_epoch():
-    sampler = EpochSampler(range(50), seed=3)
-    first = list(sampler)
-    assert sorted(first) == list(range(50))
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert second != first
-    sampler.set_epoch(1, start=20)
-    sampler.set_epoch(1)  # a trainer announces the epoch that is being resumed
-    assert list(sampler) == second[20:]
-    sampler.set_epoch(2)
-    assert len(list(sampler)) == len(sampler) == 50
-    assert list(EpochSampler(range(50), seed=4)) != first
-    assert list(EpochSampler(range(5), shuffle=False)) == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="start=51; expected 0 to 50"):
-        sampler.set_epoch(0, start=51)
-
-
-def test_loader_gives_the_same_with_and_without_workers():
-    batches = {}
-    for num_workers in (0, 1):
-        dataset = load_data(DataConfig("photos", image_size=16, flip=True, limit=12)).train
-        loader = make_loader(dataset, 4, shuffle=True, seed=1, num_workers=num_workers)
-        batches[num_workers] = []
-        for epoch in range(2):
-            loader.sampler.set_epoch(epoch)
-            batches[num_workers] += list(loader)
-    assert len(batches[0]) == len(batches[1]) == 6
-    for a, b in zip(batches[0], batches[1], strict=True):
-        assert a["key"] == b["key"]
-        assert torch.equal(a["x"], b["x"])
-
-
-def test_resumed_loader_continues_where_it_stopped():
-    dataset = load_data(DataConfig("digits", binarize="stochastic", limit=30)).train
-    loader = make_loader(dataset, 4, shuffle=True, seed=1, drop_last=True)
-    loader.sampler.set_epoch(2)
-    whole = [batch["x"] for batch in loader]
-    loader.sampler.set_epoch(2, start=12)
-    rest = [batch["x"] for batch in loader]
-    assert len(whole) == 7
-    assert len(rest) == 4
-    assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
-
-
-def test_batch_larger_than_the_data():
-    splits = load_data(DataConfig("digits", limit=10))
-    with pytest.raises(
-        ValueError,
-        match=r"batch of 64 is larger than the 10 training images: set training\.batch_size to 10 or less",
-    ):
-        make_loader(splits.train, 64, shuffle=True)
-    assert len(next(iter(make_loader(splits.val, 64, shuffle=False)))["key"]) == 10
-    with pytest.raises(ValueError, match="batch size of 0; expected 1 or more"):
-        make_loader(splits.train, 0, shuffle=True)
 
 
 def test_import_is_light():

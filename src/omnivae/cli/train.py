@@ -58,6 +58,9 @@ def build_parser(recipe: str = "transvae") -> jsonargparse.ArgumentParser:
         "--config", type=str, default=None, help="YAML file with sections model, data, losses, training"
     )
     parser.add_argument("--output", type=str, default=None, help="directory of the run; required")
+    parser.add_argument(
+        "--checkpoint", type=str | None, default=None, help="model directory or run whose weights to start from"
+    )
     parser.add_argument("--report", type=bool, default=True, help="write report.html at the end")
     parser.add_argument("--model.recipe", type=str, default=recipe, help=f"one of {', '.join(RECIPES)}")
     target = RECIPES[recipe]
@@ -154,7 +157,9 @@ def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
     asked = {a.partition("=")[0].removeprefix("--model.").split(".")[0] for a in argv if a.startswith("--model.")}
     asked |= {"recipe", *values.get("model", {}), *chosen.get("model", {})}
     model = {name: value for name, value in sections["model"].items() if name in asked}
-    config = RunConfig(model, DataConfig(**sections["data"]), losses, TrainingConfig(**sections["training"]))
+    config = RunConfig(
+        model, DataConfig(**sections["data"]), losses, TrainingConfig(**sections["training"]), parsed.checkpoint
+    )
     if chosen.get("model"):
         print(_announce(config), file=sys.stderr)
     return config, parsed.output, parsed.report

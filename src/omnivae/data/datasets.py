@@ -58,19 +58,14 @@ class ImageDataset(Dataset):
         self, source: ImageSource, indices: np.ndarray, *, split: Split, transform: Transform, seed: int = 0
     ) -> None:
         self.source, self.indices, self.split, self.transform, self.seed = source, indices, split, transform, seed
-        # A tensor, because it can be shared with worker processes that outlive an epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch = 0
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose random crops, flips and binarisation the training images get."""
-        self._epoch.fill_(epoch)
-
-    def share_epoch(self) -> None:
-        """Let worker processes see later calls of :meth:`set_epoch`."""
-        self._epoch.share_memory_()
+        self._epoch = epoch
 
     @cached_property
     def keys(self) -> list[str]:
@@ -103,7 +98,7 @@ class ImageDataset(Dataset):
         training = self.split == "train"
         random = None
         if (training and (t.flip or t.random_crop)) or t.binarize == "stochastic":
-            epoch = int(self._epoch) if training else 0
+            epoch = self._epoch if training else 0
             random = np.random.default_rng([self.seed, SPLITS.index(self.split), epoch, index])
         if random is not None and training and t.random_crop:
             image = _random_crop(image, t.shape[1], random)

@@ -13,7 +13,7 @@ from omnivae.data import DataConfig
 from omnivae.losses import Loss, loss_classes
 from omnivae.training import TrainingConfig
 
-SECTIONS = ("model", "data", "losses", "training")
+SECTIONS = ("model", "data", "losses", "training", "checkpoint")
 
 #: What decides a run's result; the other fields may differ when a run is continued.
 CONTINUABLE = {
@@ -31,18 +31,24 @@ class RunConfig:
         data: what to train on.
         losses: loss name to its arguments.
         training: how to train.
+        checkpoint: a model directory or run whose weights to start from, instead of random ones.
     """
 
     model: dict[str, Any]
     data: DataConfig = field(default_factory=DataConfig)
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as in ``config.yaml``."""
-        return _plain(
-            {"model": self.model, "data": asdict(self.data), "losses": self.losses, "training": asdict(self.training)}
-        )
+        sections = {
+            "model": self.model,
+            "data": asdict(self.data),
+            "losses": self.losses,
+            "training": asdict(self.training),
+        }
+        return _plain(sections | ({"checkpoint": self.checkpoint} if self.checkpoint else {}))
 
     def to_yaml(self) -> str:
         """Return ``config.yaml``'s text."""
@@ -65,7 +71,13 @@ class RunConfig:
             for name in names:
                 if section.get(name) is not None:
                     section[name] = tuple(section[name])
-        return cls(dict(values["model"]), DataConfig(**data), dict(values["losses"]), TrainingConfig(**training))
+        return cls(
+            dict(values["model"]),
+            DataConfig(**data),
+            dict(values["losses"]),
+            TrainingConfig(**training),
+            values.get("checkpoint"),
+        )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -138,9 +150,13 @@ def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, section in values.items():
         if name not in SECTIONS:
             raise ValueError(f"unknown section {name!r}{suggestion(name, SECTIONS)}; expected {', '.join(SECTIONS)}")
-        if section is not None and not isinstance(section, Mapping):
+        if name != "checkpoint" and section is not None and not isinstance(section, Mapping):
             raise ValueError(f"the section {name!r} is {section!r}; expected names and values under it")
-    result: dict[str, Any] = {name: dict(values.get(name) or {}) for name in SECTIONS if name in values}
+    result: dict[str, Any] = {
+        name: values[name] if name == "checkpoint" else dict(values.get(name) or {})
+        for name in SECTIONS
+        if name in values
+    }
     if "losses" in result:
         result["losses"] = {k: v for name, value in result["losses"].items() for k, v in [_loss_entry(name, value)]}
     refuse_class_paths(result)

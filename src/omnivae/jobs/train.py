@@ -17,7 +17,7 @@ from omnivae.data import DataConfig, DataSplits, collate, load_data
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.losses import Loss
 from omnivae.models import VAE
-from omnivae.models.storage import write_atomic
+from omnivae.models.storage import load_exactly, write_atomic
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult, fit
 
@@ -98,6 +98,8 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         raise ValueError(
             f"the images have {splits.channels} channels and the model takes {model.in_channels}; set data.channels"
         )
+    if config.checkpoint is not None:
+        load_exactly(model, VAE.from_pretrained(config.checkpoint).state_dict(), config.checkpoint)
     model.statistics = model.statistics | {
         "image_size": list(splits.image_size),
         "data": {
