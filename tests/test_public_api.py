@@ -74,11 +74,11 @@ RECIPE_ARGUMENTS = {
 }
 
 OPTIONS = {
-    "evaluate": "batch_size data.image_size data.limit data.path data.split json metrics num_samples_nll seed",
-    "reconstruct": "output",
-    "sample": "n output seed size temperature",
-    "interpolate": "mode output steps",
-    "traverse": "image num_dimensions output span steps",
+    "evaluate": "batch_size data.image_size data.limit data.path data.split json metrics num_samples_nll precision seed",
+    "reconstruct": "output precision",
+    "sample": "n output precision seed size temperature",
+    "interpolate": "mode output precision steps",
+    "traverse": "image num_dimensions output precision span steps",
     "report": "data.path output",
     "demo": "output steps",
 }

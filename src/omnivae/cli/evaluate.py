@@ -38,6 +38,12 @@ def build_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=16, help="images at once")
     parser.add_argument("--num_samples_nll", type=int, default=100, help="K of the importance-weighted bound")
     parser.add_argument("--seed", type=int, default=0, help="of the posterior noise and the bootstrap")
+    parser.add_argument(
+        "--precision",
+        type=Literal["32", "bf16", "auto"],
+        default="32",
+        help="of the networks; 32: the model's own figures",
+    )
     return parser
 
 
@@ -58,6 +64,7 @@ def evaluate(argv: Sequence[str]) -> int:
         batch_size=given.batch_size,
         num_samples_nll=given.num_samples_nll,
         seed=given.seed,
+        precision=given.precision,
     )
     if given.json:
         evaluation.to_json(given.json)

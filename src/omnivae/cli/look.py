@@ -10,6 +10,15 @@ import jsonargparse
 from omnivae.cli.parsing import make_parser, parse
 
 
+def _add_precision(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        type=Literal["auto", "32", "bf16"],
+        default="auto",
+        help="of the networks; auto: bf16 where the device computes in it natively",
+    )
+
+
 def reconstruct_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of ``omnivae reconstruct``."""
     parser = make_parser(
@@ -20,6 +29,7 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--output", type=str, required=True, help="directory for the reconstructions, under the same names"
     )
+    _add_precision(parser)
     return parser
 
 
@@ -28,7 +38,7 @@ def reconstruct(argv: Sequence[str]) -> int:
     from omnivae.jobs.look import reconstruct_files
 
     given = parse(reconstruct_parser(), argv)
-    for path in reconstruct_files(given.model, given.files, given.output):
+    for path in reconstruct_files(given.model, given.files, given.output, precision=given.precision):
         print(path)
     return 0
 
@@ -46,6 +56,7 @@ def sample_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=1.0, help="multiplies the prior's standard deviation")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--output", type=str, default="samples.png", help="picture to write")
+    _add_precision(parser)
     return parser
 
 
@@ -58,7 +69,13 @@ def sample(argv: Sequence[str]) -> int:
         raise ValueError(f"got --n {given.n}; expected at least 1 image")
     print(
         sample_images(
-            given.model, given.output, n=given.n, size=given.size, temperature=given.temperature, seed=given.seed
+            given.model,
+            given.output,
+            n=given.n,
+            size=given.size,
+            temperature=given.temperature,
+            seed=given.seed,
+            precision=given.precision,
         )
     )
     return 0
@@ -77,6 +94,7 @@ def interpolate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10, help="images on the way, both ends included")
     parser.add_argument("--mode", type=Literal["linear", "spherical"], default="linear", help="line or great circle")
     parser.add_argument("--output", type=str, default="interpolation.png", help="picture to write")
+    _add_precision(parser)
     return parser
 
 
@@ -85,7 +103,16 @@ def interpolate(argv: Sequence[str]) -> int:
     from omnivae.jobs.look import interpolate_files
 
     given = parse(interpolate_parser(), argv)
-    print(interpolate_files(given.model, given.first, given.second, given.output, steps=given.steps, mode=given.mode))
+    path = interpolate_files(
+        given.model,
+        given.first,
+        given.second,
+        given.output,
+        steps=given.steps,
+        mode=given.mode,
+        precision=given.precision,
+    )
+    print(path)
     return 0
 
 
@@ -104,6 +131,7 @@ def traverse_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--span", type=float, default=3.0, help="standard deviations on each side")
     parser.add_argument("--steps", type=int, default=9, help="images in a row")
     parser.add_argument("--output", type=str, default="traversal.png", help="picture to write")
+    _add_precision(parser)
     return parser
 
 
@@ -120,6 +148,7 @@ def traverse(argv: Sequence[str]) -> int:
             num_dimensions=given.num_dimensions,
             span=given.span,
             steps=given.steps,
+            precision=given.precision,
         )
     )
     return 0

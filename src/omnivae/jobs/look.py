@@ -15,21 +15,24 @@ from omnivae.jobs.train import data_for, run_data, write_run_report
 from omnivae.metrics import Evaluation, evaluate
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
+from omnivae.training.device import Precision, for_inference
 
 Split = Literal["auto", "train", "val", "test", "all"]
 
 
-def load(model: str | Path) -> VAE:
-    """Load a model directory or a run onto the fastest device there is.
+def load(model: str | Path, precision: Precision = "auto") -> VAE:
+    """Load a model directory or a run for inference: onto the GPU if there is one, in the layout that is fast there.
 
     Args:
         model: the directory.
+        precision: "32", "bf16" (networks only; within 3 % of float32), or "auto": bf16 where the device computes in it.
 
     Returns:
         The model, in evaluation mode.
     """
     loaded = VAE.from_pretrained(model)
-    return loaded.to("cuda") if torch.cuda.is_available() else loaded
+    for_inference(loaded.to("cuda") if torch.cuda.is_available() else loaded, precision=precision)
+    return loaded
 
 
 def evaluate_model(
@@ -43,6 +46,7 @@ def evaluate_model(
     batch_size: int = 16,
     num_samples_nll: int = 100,
     seed: int = 0,
+    precision: Precision = "32",
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a model on images prepared as in its training.
@@ -58,12 +62,13 @@ def evaluate_model(
         batch_size: images at once.
         num_samples_nll: K of the importance-weighted bound.
         seed: of the posterior noise and the bootstrap.
+        precision: of the networks; float32 by default, so that the figures are the model's and not the rounding's.
         progress: show progress on a terminal.
 
     Returns:
         Means, intervals and values of each image.
     """
-    loaded, dataset, _ = _images(model, path, split, image_size)
+    loaded, dataset, _ = _images(model, path, split, image_size, precision)
     if limit is not None:
         if limit < 1:
             raise ValueError(f"got a limit of {limit} images (--data.limit); expected at least 1")
@@ -80,13 +85,16 @@ def evaluate_model(
 
 
 @torch.no_grad()
-def reconstruct_files(model: str | Path, files: Sequence[str | Path], output: str | Path) -> list[Path]:
+def reconstruct_files(
+    model: str | Path, files: Sequence[str | Path], output: str | Path, *, precision: Precision = "auto"
+) -> list[Path]:
     """Encode and decode image files; results keep the files' names and sizes.
 
     Args:
         model: a model directory or a run.
         files: images.
         output: directory to write to.
+        precision: of the networks, see :func:`load`.
 
     Returns:
         The files written.
@@ -103,7 +111,7 @@ def reconstruct_files(model: str | Path, files: Sequence[str | Path], output: st
         raise ValueError(
             f"{inside[0]} lies in the output directory and would be overwritten; give --output another one"
         )
-    loaded = load(model)
+    loaded = load(model, precision)
     written = []
     for file in files:
         x = read_image(loaded, file)
@@ -122,6 +130,7 @@ def sample_images(
     size: Sequence[int] | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    precision: Precision = "auto",
 ) -> Path:
     """Draw images from the prior into one picture.
 
@@ -132,11 +141,12 @@ def sample_images(
         size: height and width; the training size by default.
         temperature: multiplies the prior's standard deviation.
         seed: of the draw.
+        precision: of the networks, see :func:`load`.
 
     Returns:
         The file written.
     """
-    loaded = load(model)
+    loaded = load(model, precision)
     generator = torch.Generator().manual_seed(seed)
     x = loaded.sample(n, size=size, temperature=temperature, generator=generator)
     return _write_grid(loaded, x, output)
@@ -150,6 +160,7 @@ def interpolate_files(
     *,
     steps: int = 10,
     mode: Literal["linear", "spherical"] = "linear",
+    precision: Precision = "auto",
 ) -> Path:
     """Walk from one image to another through the latent, into one picture.
 
@@ -160,13 +171,14 @@ def interpolate_files(
         output: PNG file.
         steps: images on the way, both ends included.
         mode: straight line or great circle.
+        precision: of the networks, see :func:`load`.
 
     Returns:
         The file written.
     """
     from omnivae.report import interpolate
 
-    loaded = load(model)
+    loaded = load(model, precision)
     a, b = read_image(loaded, first)[0], read_image(loaded, second)[0]
     if a.shape != b.shape:
         raise ValueError(
@@ -183,6 +195,7 @@ def traverse_file(
     num_dimensions: int = 10,
     span: float = 3.0,
     steps: int = 9,
+    precision: Precision = "auto",
 ) -> Path:
     """Vary one latent dimension at a time, the most informative first, into one picture.
 
@@ -193,13 +206,14 @@ def traverse_file(
         num_dimensions: rows.
         span: standard deviations of the aggregate posterior on each side.
         steps: images in a row.
+        precision: of the networks, see :func:`load`.
 
     Returns:
         The file written.
     """
     from omnivae.report import traverse_model
 
-    loaded, dataset, _ = _images(model, None, "auto", None)
+    loaded, dataset, _ = _images(model, None, "auto", None, precision)
     references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))])
     x = references[0] if image is None else read_image(loaded, image)[0]
     picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps)
@@ -221,7 +235,7 @@ def report_model(model: str | Path, output: str | Path, *, path: str | None = No
     """
     directory = find_model(model)
     run = directory.parent
-    loaded, dataset, splits = _images(model, path, "auto", None)
+    loaded, dataset, splits = _images(model, path, "auto", None, "32")
     if path is None:
         return write_run_report(run, splits, output=Path(output))
     from omnivae.jobs.train import REPORT_IMAGES, REPORT_METRICS
@@ -267,8 +281,10 @@ def read_image(model: VAE, file: str | Path) -> Tensor:
     return x.to(next(model.parameters()).device)
 
 
-def _images(model: str | Path, path: str | None, split: Split, image_size: int | None) -> tuple[VAE, Any, DataSplits]:
-    loaded = load(model)
+def _images(
+    model: str | Path, path: str | None, split: Split, image_size: int | None, precision: Precision
+) -> tuple[VAE, Any, DataSplits]:
+    loaded = load(model, precision)
     own = run_data(find_model(model))
     config = data_for(loaded, path, own)
     if image_size is not None:
