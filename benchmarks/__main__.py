@@ -27,7 +27,6 @@ RESULTS = Path(__file__).parent / "results" / "latest.json"
 class Results:
     """What is written."""
 
-    machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -60,8 +59,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file")
     options = parser.parse_args()
     begun = time.perf_counter()
-    results = Results(machine())
-    print(json.dumps(results.machine, indent=1), flush=True)
+    print(json.dumps(machine(), indent=1), flush=True)
+    results = Results()
     kept = kept_memory(options.rounds)
     if kept:
         results.more["keeping freed memory in the process"] = kept
@@ -95,7 +94,7 @@ def main() -> None:
             print(f"- {name}: {value:.2f} ms" + ("" if more is None else f" ({more:+.0%})"), flush=True)
 
     seconds = time.perf_counter() - begun
-    written = {"machine": results.machine, "seconds": seconds, **results.more}
+    written = {"machine": machine(), "seconds": seconds, **results.more}
     written["rows"] = [row.report() for row in results.rows]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(written, indent=1) + "\n")

@@ -147,11 +147,9 @@ def kl_divergence(q: Any, p: Distribution, *, z: Tensor | None = None, log_q: Te
         >>> kl_divergence(q, Independent(Normal(torch.zeros(4), torch.ones(4)), 1))
         tensor([2.])
     """
-    density = q.distribution() if hasattr(q, "distribution") else q
-    try:
-        return torch_kl_divergence(density, p)
-    except NotImplementedError:
-        pass
+    closed = closed_form_kl(q, p)
+    if closed is not None:
+        return closed
     if z is None:
         if isinstance(q, Distribution):
             z = q.rsample(torch.Size((8,)))
@@ -162,6 +160,23 @@ def kl_divergence(q: Any, p: Distribution, *, z: Tensor | None = None, log_q: Te
         log_q = q.log_prob(z)
     assert log_q is not None, "a posterior without a density has no KL divergence"
     return (log_q - p.log_prob(z)).mean(0)
+
+
+def closed_form_kl(q: Any, p: Distribution) -> Tensor | None:
+    """Return KL(q || p) in nats where torch has a closed form, else ``None``.
+
+    Args:
+        q: a posterior, or a torch distribution with batch shape ``[B]``.
+        p: a torch distribution over the same event.
+
+    Returns:
+        ``[B]`` or ``None``.
+    """
+    density = q.distribution() if hasattr(q, "distribution") else q
+    try:
+        return torch_kl_divergence(density, p)
+    except NotImplementedError:
+        return None
 
 
 def kl_elements(q: Any, p: Distribution) -> Tensor | None:

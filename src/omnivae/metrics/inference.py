@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence as torch_kl_divergence
 
-from omnivae.distributions import DiagonalGaussian, kl_elements
+from omnivae.distributions import DiagonalGaussian, closed_form_kl, kl_elements
 
 #: Pixel values decoded at once while log-weights are computed; bounds the memory of the K samples.
 DECODE_BUDGET = 2**20
@@ -87,7 +86,7 @@ class Inference:
         The KL is in closed form where there is one and the average over the same samples where there is none.
         """
         log_likelihood, log_ratio = self._log_terms(self.num_samples_elbo)
-        closed = _closed_form_kl(self.posterior, self.prior) if isinstance(self.posterior, DiagonalGaussian) else None
+        closed = closed_form_kl(self.posterior, self.prior) if isinstance(self.posterior, DiagonalGaussian) else None
         kl = -log_ratio.mean(0) if closed is None else closed.double().cpu()
         return log_likelihood.mean(0), kl
 
@@ -232,10 +231,3 @@ def _seeded(key: str, seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_seed(key, seed))
         yield
-
-
-def _closed_form_kl(q: DiagonalGaussian, p: Any) -> Tensor | None:
-    try:
-        return torch_kl_divergence(q.distribution(), p)
-    except NotImplementedError:
-        return None
