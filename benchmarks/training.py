@@ -43,18 +43,7 @@ def diffusers_loss(model: Any, x: Tensor) -> Tensor:
 def make_step(
     model: nn.Module, loss: Callable[[Any, Tensor], Tensor], x: Tensor, *, fast: bool, lr: float = 1e-4
 ) -> Step:
-    """Return an optimiser step: bf16 autocast, channels last and fused AdamW, or none of them.
-
-    Args:
-        model: trained in place.
-        loss: of the model and images.
-        x: images.
-        fast: the settings that training chooses by itself where bf16 is native.
-        lr: learning rate.
-
-    Returns:
-        A function that takes a step and returns the loss.
-    """
+    """Return an optimiser step: bf16 autocast, channels last and fused AdamW, or none of them."""
     if fast:
         model = model.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
