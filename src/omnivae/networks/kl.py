@@ -22,7 +22,7 @@ from omnivae.networks.layers import (
     convolution,
     normalization,
     refuse_cond,
-    upsample_nearest,
+    upsampled_convolution,
 )
 
 
@@ -111,7 +111,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to ``[B, C, *(S * 2)]``."""
-        return self.conv(upsample_nearest(x, 2))
+        return upsampled_convolution(self.conv, x)
 
 
 class Stage(nn.Module):
