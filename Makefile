@@ -15,11 +15,10 @@ setup: .venv/.complete
 	@touch $@
 
 demo: setup
-	# Threads that wait without spinning: on a machine that is also doing something else, steps stay tens of times faster.
-	OMP_WAIT_POLICY=PASSIVE $(RUN)/omnivae demo --output demo
+	$(RUN)/omnivae demo --output demo
 
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(RUN)/python -m pytest
+	$(RUN)/python -m pytest
 
 lint: setup
 	$(RUN)/ruff check .

@@ -9,8 +9,8 @@ from omnivae.data.sources import ArraySource, DspritesSource, Found, PhotoCropSo
 
 PHOTO_CROPS_PER_EPOCH = 1024
 DEFAULT_PHOTO_SIZE = 64
-#: Share of a photograph's width where the held-out band begins and ends: its middle, where there is something to see.
-_HELD_OUT = (0.4, 0.6)
+#: Share of a photograph's height that is held out at least: a band through its middle, where there is something to see.
+_HELD_OUT = 0.2
 
 
 def read_digits() -> Found:
@@ -31,11 +31,11 @@ def read_digits() -> Found:
 def read_photos(crop_size: int) -> Found:
     """Return crops of scikit-learn's two photographs, china and flower, 427 x 640 pixels each.
 
-    Validation and test crops are the cells of a grid over the middle fifth of a photograph's width, alternately. Training
-    crops lie to the left and right of it, 1,024 in a nominal epoch. No two splits share a pixel.
+    Validation and test crops are the cells of a grid over a band through the middle of a photograph, alternately. Training
+    crops lie above and below it, 1,024 in a nominal epoch. No two splits share a pixel.
 
     Args:
-        crop_size: side of a crop in pixels, at most 128.
+        crop_size: side of a crop in pixels, at most 142.
 
     Returns:
         The source and all three splits.
@@ -49,19 +49,21 @@ def read_photos(crop_size: int) -> Found:
     photos = [np.asarray(image) for image in sample.images]
     names = [str(name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in sample.filenames]
     height, width = photos[0].shape[:2]
-    begin, end = (int(width * share) for share in _HELD_OUT)
-    if crop_size > end - begin:
-        raise ValueError(f"photos offers crops of up to {end - begin} pixels, got data.image_size={crop_size}")
-    sides = ((0, begin), (end, width))
+    band = max(int(_HELD_OUT * height), crop_size)
+    begin = (height - band) // 2
+    end = begin + band
+    if crop_size > begin:
+        raise ValueError(f"photos offers crops of up to {height // 3} pixels, got data.image_size={crop_size}")
+    sides = ((0, begin), (end, height))
     moving = [
-        (i % len(photos), left, 0, right, height)
+        (i % len(photos), 0, top, width, bottom)
         for i in range(PHOTO_CROPS_PER_EPOCH)
-        for left, right in [sides[i // len(photos) % 2]]
+        for top, bottom in [sides[i // len(photos) % 2]]
     ]
     fixed = [
         (photo, left, top, left + crop_size, top + crop_size)
-        for top in range(0, height - crop_size + 1, crop_size)
-        for left in range(begin, end - crop_size + 1, crop_size)
+        for top in range(begin, end - crop_size + 1, crop_size)
+        for left in range(0, width - crop_size + 1, crop_size)
         for photo in range(len(photos))
     ]
     source = PhotoCropSource(

@@ -30,14 +30,14 @@ def demo_runs() -> dict[str, RunConfig]:
             "variant": "tiny",
             "compression_ratio": 8,
             "latent_dim": 16,
-            "depths": [1, 1, 2, 2],
-            "base_dims": [32, 64, 64, 128],
+            "depths": [1, 1, 2],
+            "base_dims": [64, 64, 128],
             "head_dim": 32,
         },
         data=DataConfig(path="photos", image_size=64, flip=True),
         losses={"l1": {"weight": 1.0, "per_element": True}, "ms_ssim": {"weight": 0.2}, "kl": {"weight": 1e-6}},
         training=TrainingConfig(
-            batch_size=8, learning_rate=1.5e-3, max_steps=900, checkpoint_every=450, ema=0.99, val_images=64
+            batch_size=16, learning_rate=1.5e-3, max_steps=900, checkpoint_every=450, ema=0.99, val_images=64
         ),
     )
     digits = RunConfig(
