@@ -154,7 +154,7 @@ def test_bad_images_are_refused_by_name(loose_model, image, message):
 
 
 def test_rounding_beyond_the_range_is_accepted(loose_model):
-    evaluate(loose_model, ListDataset([torch.full((1, 2, 2), 4.00005)]), ["mse"])
+    assert evaluate(loose_model, ListDataset([torch.full((1, 2, 2), 4.00005)]), ["mse"]).images == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,11 +140,8 @@ def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
         named |= set(chosen["losses"])
     named |= set(chosen.get("losses", {}))
     for name in sorted(named):
-        if not _switched_off(name, values, argv):
-            check_loss_name(name, loss_classes())
-    values["losses"] = {k: v for k, v in values.get("losses", {}).items() if k in loss_classes()}
+        check_loss_name(name, loss_classes())
     flat = flatten({k: v for k, v in values.items() if v})
-    argv = [a for a in _joined(argv) if not _is_unavailable_loss(a)]
     check_keys(flat, option_names(parser), str(path))
     _check_loss_weights(flat)
     parsed = parse(parser, [*to_arguments(flatten(chosen)), *to_arguments(flat), *argv])
@@ -279,18 +275,6 @@ def _peek(argv: Sequence[str], name: str) -> str | None:
 
 def _named_losses(argv: Sequence[str]) -> set[str]:
     return {a.split(".")[1] for a in argv if a.startswith("--losses.") and a.count(".") >= 2}
-
-
-def _switched_off(name: str, values: dict[str, Any], argv: Sequence[str]) -> bool:
-    given = _peek(argv, f"--losses.{name}.weight")
-    if given is not None:
-        # Anything that is no number (a schedule, a slip of the pen) is the parser's to judge.
-        return re.fullmatch(r"[-+]?0*\.?0*(e[-+]?\d+)?", given) is not None and any(c == "0" for c in given)
-    return values.get("losses", {}).get(name, {}).get("weight") == 0
-
-
-def _is_unavailable_loss(argument: str) -> bool:
-    return argument.startswith("--losses.") and argument.split(".")[1] not in loss_classes()
 
 
 def _check_loss_weights(flat: dict[str, Any]) -> None:
