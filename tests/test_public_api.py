@@ -30,7 +30,10 @@ NAMES = words("""
 TRAIN = words("""
     checkpoint
     config data.binarize data.channels data.flip data.format data.image_size data.limit data.num_workers data.path
-    data.random_crop data.split_seed data.test_fraction data.val_fraction data.value_range losses.gan.adaptive
+    data.random_crop
+    data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
+    data.on_error data.pages_as_channels data.resolutions data.verify data.split_seed
+    data.test_fraction data.val_fraction data.value_range losses.gan.adaptive
     losses.gan.channels losses.gan.discriminator_learning_rate losses.gan.loss losses.gan.num_layers
     losses.gan.start_step losses.gan.weight losses.kl.capacity losses.kl.free_bits losses.kl.per_element
     losses.kl.weight losses.l1.per_element losses.l1.weight losses.lpips.network losses.lpips.value_range

@@ -51,7 +51,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """Run the command."""
     from rich.console import Console
 
-    from omnivae.jobs.look import evaluate_model
+    from omnivae.jobs.evaluate import evaluate_model
 
     given = parse(build_parser(), argv)
     evaluation = evaluate_model(

@@ -7,7 +7,21 @@ from typing import Literal, get_args
 
 from omnivae.component import suggestion
 
-Format = Literal["auto", "folder", "mnist", "cifar10", "digits", "photos", "dsprites"]
+Format = Literal[
+    "auto",
+    "folder",
+    "table",
+    "huggingface",
+    "webdataset",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "digits",
+    "photos",
+    "dsprites",
+]
+OnError = Literal["stop", "skip"]
+Verify = Literal["auto", "full", "headers"]
 Binarize = Literal["none", "threshold", "stochastic"]
 
 EMBEDDED = ("digits", "photos", "dsprites")
@@ -37,6 +51,25 @@ class DataConfig:
         flip: mirror training images left to right with probability 1/2.
         random_crop: cut a random square of side ``image_size`` from training images instead of resizing them (an image
             whose shorter side is smaller is enlarged first).
+        resolutions: sides to train on instead of one ``image_size``; each batch has one of them, drawn by the seed.
+            Validation and test use the first.
+        input_range: stored values that become black and white. By default 0 to the largest value of the stored type for
+            integers (255, 65535), and 0 to 1 for floats. A value beyond it is an error, unless ``clip`` is set.
+        clip: cut values beyond ``input_range`` off at its ends.
+        channel_axis: where arrays (npy) hold their channels; "auto" tells by the shape and refuses what it cannot tell.
+        pages_as_channels: take the pages of a TIFF file for the channels of one image.
+        image_column: column of a table or data set that holds paths, bytes or images; found by its name and type by
+            default. For tar shards: the suffix of the image members.
+        label_column: column with class numbers or names; "label" where there is one, by default. For tar shards: the
+            suffix of the label members.
+        on_error: "stop": a file that cannot be read stops the run before it starts, with its name; "skip": it is left
+            out, counted and listed.
+        verify: "full" decodes every file before the run starts; "headers" reads their headers and ends only; "auto" is
+            full for up to 10,000 files.
+        cache: keep decoded and resized images in memory from the first epoch on, shared by the loading processes;
+            "auto" does so where decoding is random-free and all images fit into a quarter of the free memory.
+        download: fetch ``mnist``, ``fashion-mnist`` or ``cifar10`` from their publishers and check their checksums,
+            where they are not there yet; nothing is downloaded unasked.
 
     Raises:
         ValueError: for a value out of its range.
@@ -59,11 +92,27 @@ class DataConfig:
     num_workers: int = 0
     flip: bool = False
     random_crop: bool = False
+    resolutions: tuple[int, ...] = ()
+    input_range: tuple[float, float] | None = None
+    clip: bool = False
+    channel_axis: Literal["auto", "first", "last"] = "auto"
+    pages_as_channels: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+    on_error: OnError = "stop"
+    verify: Verify = "auto"
+    cache: bool | Literal["auto"] = "auto"
+    download: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
         _choice("format", self.format, get_args(Format))
         _choice("binarize", self.binarize, get_args(Binarize))
+        _choice("on_error", self.on_error, get_args(OnError))
+        _choice("verify", self.verify, get_args(Verify))
+        _choice("channel_axis", self.channel_axis, ("auto", "first", "last"))
+        if self.cache not in (True, False, "auto"):
+            raise ValueError(f"got data.cache={self.cache!r}; expected true, false or auto")
         _at_least("image_size", self.image_size, 1)
         _at_least("limit", self.limit, 1)
         _at_least("num_workers", self.num_workers, 0)

@@ -6,16 +6,13 @@ import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from omnivae.component import suggestion
-from omnivae.data.archives import is_cifar10, is_mnist, read_cifar10, read_mnist
-from omnivae.data.config import EMBEDDED, DataConfig, check_value_range
+from omnivae.data.config import DataConfig, check_value_range
 from omnivae.data.datasets import ImageDataset, Transform
-from omnivae.data.embedded import DEFAULT_PHOTO_SIZE, read_digits, read_dsprites, read_photos
-from omnivae.data.folder import read_folder
+from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
+from omnivae.data.formats import find
 from omnivae.data.sources import SPLITS, DspritesSource, Found, ImageSource, PhotoCropSource, Split
 
 logger = logging.getLogger(__name__)
@@ -97,7 +94,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
         (1437, 180, (8, 8), torch.Size([1, 8, 8]))
     """
     value_range = check_value_range(config.value_range or value_range)
-    found = _find(config)
+    found = find(config)
     source = found.source
     channels = _common_channels(source, config.channels)
     photos = isinstance(source, PhotoCropSource)
@@ -129,24 +126,6 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
         native=_summarise(source, {split: len(datasets[split]) for split in SPLITS}),
         official_test="test" in found.splits,
     )
-
-
-def _find(config: DataConfig) -> Found:
-    if (config.format == "auto" and config.path in EMBEDDED) or config.format in EMBEDDED:
-        if config.path == "photos":
-            return read_photos(config.image_size or DEFAULT_PHOTO_SIZE)
-        return read_digits() if config.path == "digits" else read_dsprites()
-    path = Path(config.path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no such file or folder: {path}{suggestion(config.path, EMBEDDED)}; give data.path a folder of images, an "
-            f"image file, or the name of an embedded data set: {', '.join(EMBEDDED)}"
-        )
-    if config.format == "mnist" or (config.format == "auto" and path.is_dir() and is_mnist(path)):
-        return read_mnist(path)
-    if config.format == "cifar10" or (config.format == "auto" and path.is_dir() and is_cifar10(path)):
-        return read_cifar10(path)
-    return read_folder(path)
 
 
 def _common_channels(source: ImageSource, channels: int | None) -> int:

@@ -67,7 +67,7 @@ class RunConfig:
             The configuration.
         """
         data, training = dict(values.get("data", {})), dict(values.get("training", {}))
-        for section, names in ((data, ("value_range",)), (training, ("betas", "freeze"))):
+        for section, names in ((data, ("value_range", "input_range", "resolutions")), (training, ("betas", "freeze"))):
             for name in names:
                 if section.get(name) is not None:
                     section[name] = tuple(section[name])

@@ -1,87 +1,22 @@
-"""Look at a trained model: evaluate it, reconstruct files, sample, interpolate, traverse, report."""
+"""Look at a trained model: reconstruct files, sample, interpolate, traverse, report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import Subset
 
-from omnivae.data import DataConfig, DataSplits, load_data, preprocess_image, save_image
-from omnivae.jobs.train import data_for, run_data, write_run_report
-from omnivae.metrics import Evaluation, evaluate
+from omnivae.data import preprocess_image, save_image
+from omnivae.jobs.evaluate import images_for, load
+from omnivae.jobs.train import write_run_report
+from omnivae.metrics import evaluate
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
-from omnivae.training.device import Precision, for_inference
-
-Split = Literal["auto", "train", "val", "test", "all"]
-
-
-def load(model: str | Path, precision: Precision = "auto") -> VAE:
-    """Load a model directory or a run for inference: onto the GPU if there is one, in the layout that is fast there.
-
-    Args:
-        model: the directory.
-        precision: "32", "bf16" (networks only; within 3 % of float32), or "auto": bf16 where the device computes in it.
-
-    Returns:
-        The model, in evaluation mode.
-    """
-    loaded = VAE.from_pretrained(model)
-    for_inference(loaded.to("cuda") if torch.cuda.is_available() else loaded, precision=precision)
-    return loaded
-
-
-def evaluate_model(
-    model: str | Path,
-    *,
-    path: str | None = None,
-    split: Split = "auto",
-    metrics: Sequence[str] = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"),
-    limit: int | None = None,
-    image_size: int | None = None,
-    batch_size: int = 16,
-    num_samples_nll: int = 100,
-    seed: int = 0,
-    precision: Precision = "32",
-    progress: bool = True,
-) -> Evaluation:
-    """Evaluate a model on images prepared as in its training.
-
-    Args:
-        model: a model directory or a run.
-        path: the images; the run's own by default.
-        split: which of them. "auto" is the test split of the run's own data and of data that comes with one, and every
-            image of any other folder.
-        metrics: names of metrics.
-        limit: at most so many images.
-        image_size: another size than in training, for models that take any.
-        batch_size: images at once.
-        num_samples_nll: K of the importance-weighted bound.
-        seed: of the posterior noise and the bootstrap.
-        precision: of the networks; float32 by default, so that the figures are the model's and not the rounding's.
-        progress: show progress on a terminal.
-
-    Returns:
-        Means, intervals and values of each image.
-    """
-    loaded, dataset, _ = _images(model, path, split, image_size, precision)
-    if limit is not None:
-        if limit < 1:
-            raise ValueError(f"got a limit of {limit} images (--data.limit); expected at least 1")
-        dataset = Subset(dataset, range(min(limit, len(dataset))))
-    return evaluate(
-        loaded,
-        dataset,
-        metrics,
-        batch_size=batch_size,
-        num_samples_nll=num_samples_nll,
-        seed=seed,
-        progress=progress,
-    )
+from omnivae.training.device import Precision
 
 
 @torch.no_grad()
@@ -213,7 +148,7 @@ def traverse_file(
     """
     from omnivae.report import traverse_model
 
-    loaded, dataset, _ = _images(model, None, "auto", None, precision)
+    loaded, dataset, _ = images_for(model, None, "auto", None, precision)
     references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))])
     x = references[0] if image is None else read_image(loaded, image)[0]
     picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps)
@@ -235,7 +170,7 @@ def report_model(model: str | Path, output: str | Path, *, path: str | None = No
     """
     directory = find_model(model)
     run = directory.parent
-    loaded, dataset, splits = _images(model, path, "auto", None, "32")
+    loaded, dataset, splits = images_for(model, path, "auto", None, "32")
     if path is None:
         return write_run_report(run, splits, output=Path(output))
     from omnivae.jobs.train import REPORT_IMAGES, REPORT_METRICS
@@ -279,23 +214,6 @@ def read_image(model: VAE, file: str | Path) -> Tensor:
             f"{file} has {x.shape[1]} channels and the model takes {model.in_channels}; convert the image first"
         )
     return x.to(next(model.parameters()).device)
-
-
-def _images(
-    model: str | Path, path: str | None, split: Split, image_size: int | None, precision: Precision
-) -> tuple[VAE, Any, DataSplits]:
-    loaded = load(model, precision)
-    own = run_data(find_model(model))
-    config = data_for(loaded, path, own)
-    if image_size is not None:
-        config = DataConfig(**{**vars(config), "image_size": image_size})
-    splits = load_data(config, value_range=loaded.value_range)
-    if split == "auto":
-        same = own is not None and (path is None or path == own.path)
-        split = "test" if same or splits.official_test else "all"
-    if split == "all":
-        return loaded, ConcatDataset([splits.test, splits.val, splits.train]), splits
-    return loaded, getattr(splits, split), splits
 
 
 def _write_grid(model: VAE, x: Tensor, output: str | Path, columns: int | None = None) -> Path:

@@ -1,0 +1,112 @@
+"""Load a trained model, find the images to show it, and measure it on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import ConcatDataset, Subset
+
+from omnivae.data import DataConfig, DataSplits, load_data
+from omnivae.jobs.train import data_for, run_data
+from omnivae.metrics import Evaluation, evaluate
+from omnivae.models import VAE
+from omnivae.models.storage import find_model
+from omnivae.training.device import Precision, for_inference
+
+Split = Literal["auto", "train", "val", "test", "all"]
+
+
+def load(model: str | Path, precision: Precision = "auto") -> VAE:
+    """Load a model directory or a run for inference: onto the GPU if there is one, in the layout that is fast there.
+
+    Args:
+        model: the directory.
+        precision: "32", "bf16" (networks only; within 3 % of float32), or "auto": bf16 where the device computes in it.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    loaded = VAE.from_pretrained(model)
+    for_inference(loaded.to("cuda") if torch.cuda.is_available() else loaded, precision=precision)
+    return loaded
+
+
+def evaluate_model(
+    model: str | Path,
+    *,
+    path: str | None = None,
+    split: Split = "auto",
+    metrics: Sequence[str] = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"),
+    limit: int | None = None,
+    image_size: int | None = None,
+    batch_size: int = 16,
+    num_samples_nll: int = 100,
+    seed: int = 0,
+    precision: Precision = "32",
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate a model on images prepared as in its training.
+
+    Args:
+        model: a model directory or a run.
+        path: the images; the run's own by default.
+        split: which of them. "auto" is the test split of the run's own data and of data that comes with one, and every
+            image of any other folder.
+        metrics: names of metrics.
+        limit: at most so many images.
+        image_size: another size than in training, for models that take any.
+        batch_size: images at once.
+        num_samples_nll: K of the importance-weighted bound.
+        seed: of the posterior noise and the bootstrap.
+        precision: of the networks; float32 by default, so that the figures are the model's and not the rounding's.
+        progress: show progress on a terminal.
+
+    Returns:
+        Means, intervals and values of each image.
+    """
+    loaded, dataset, _ = images_for(model, path, split, image_size, precision)
+    if limit is not None:
+        if limit < 1:
+            raise ValueError(f"got a limit of {limit} images (--data.limit); expected at least 1")
+        dataset = Subset(dataset, range(min(limit, len(dataset))))
+    return evaluate(
+        loaded,
+        dataset,
+        metrics,
+        batch_size=batch_size,
+        num_samples_nll=num_samples_nll,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def images_for(
+    model: str | Path, path: str | None, split: Split, image_size: int | None, precision: Precision
+) -> tuple[VAE, Any, DataSplits]:
+    """Load a model, and the images that a command about it works on.
+
+    Args:
+        model: a model directory or a run.
+        path: the images; the run's own by default.
+        split: which of them, see :func:`evaluate_model`.
+        image_size: another size than in training.
+        precision: of the networks, see :func:`load`.
+
+    Returns:
+        The model, the images and the data they are of.
+    """
+    loaded = load(model, precision)
+    own = run_data(find_model(model))
+    config = data_for(loaded, path, own)
+    if image_size is not None:
+        config = DataConfig(**{**vars(config), "image_size": image_size})
+    splits = load_data(config, value_range=loaded.value_range)
+    if split == "auto":
+        same = own is not None and (path is None or path == own.path)
+        split = "test" if same or splits.official_test else "all"
+    if split == "all":
+        return loaded, ConcatDataset([splits.test, splits.val, splits.train]), splits
+    return loaded, getattr(splits, split), splits
