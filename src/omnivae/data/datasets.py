@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,10 @@ class Transform:
     binarize: Binarize = "none"
     flip: bool = False
     random_crop: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that happens between file and tensor, ready for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 class ImageDataset(Dataset):
@@ -81,6 +85,10 @@ class ImageDataset(Dataset):
     def factor_values(self) -> np.ndarray | None:
         """Values of the generating factors ``[N, F]`` (dsprites), or None."""
         return self.source.factor_values(self.indices)
+
+    def content_hash(self, index: int) -> str:
+        """Return the SHA-256, in hexadecimal, of an item's image as it is stored."""
+        return self.source.content_hash(int(self.indices[index]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,10 @@ class ImageSource:
     def read(self, index: int) -> Image.Image:
         """Return an image, decoded, in mode L, LA, RGB, RGBA or F (values in [0, 1])."""
         raise TypeError(f"{type(self).__name__} does not read images")
+
+    def content_hash(self, index: int) -> str:
+        """Return the SHA-256, in hexadecimal, of an image as it is stored: of the file, or of the pixels in memory."""
+        return array_hash(np.asarray(self.read(index)))
 
     def factor_values(self, index: np.ndarray) -> np.ndarray | None:
         """Return the values of the generating factors ``[N, F]``, or None where there are none."""
@@ -112,6 +117,11 @@ class FileSource(ImageSource):
             raise FileNotFoundError(f"{path} was there when the data was listed and is gone: run again")
         return read_image(path, str(path))
 
+    def content_hash(self, index: int) -> str:
+        """See :meth:`ImageSource.content_hash`."""
+        with (self.root / self.paths[index]).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 class ArraySource(ImageSource):
     """Grey images in memory.
@@ -149,6 +159,10 @@ class ArraySource(ImageSource):
         from PIL import Image
 
         return Image.fromarray(self.images[index])
+
+    def content_hash(self, index: int) -> str:
+        """See :meth:`ImageSource.content_hash`."""
+        return array_hash(self.images[index])
 
 
 class EncodedSource(ImageSource):
@@ -189,6 +203,10 @@ class EncodedSource(ImageSource):
     def read(self, index: int) -> Image.Image:
         """See :meth:`ImageSource.read`."""
         return read_image(io.BytesIO(self.files[index].as_py()), self.key(index))
+
+    def content_hash(self, index: int) -> str:
+        """See :meth:`ImageSource.content_hash`."""
+        return hashlib.sha256(self.files[index].as_py()).hexdigest()
 
 
 class PhotoCropSource(ImageSource):
@@ -252,6 +270,23 @@ class DspritesSource(ImageSource):
     def factor_values(self, index: np.ndarray) -> np.ndarray | None:
         """See :meth:`ImageSource.factor_values`."""
         return factor_values(index_to_factors(index))
+
+
+def array_hash(array: np.ndarray) -> str:
+    """Return the SHA-256 of an array's type, shape and values, the same on machines of either byte order.
+
+    Args:
+        array: any shape.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> array_hash(np.zeros(2, "<u2")) == array_hash(np.zeros(2, ">u2")) != array_hash(np.zeros(4, "u1"))
+        True
+    """
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return hashlib.sha256(f"{little.dtype.str}{array.shape}".encode() + little.tobytes()).hexdigest()
 
 
 def _numbered_key(starts: dict[str, int], index: int) -> str:
