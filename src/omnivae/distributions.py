@@ -7,7 +7,8 @@ the event.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -325,3 +326,68 @@ class CategoricalLevels(Distribution):
 
 def _to_levels(x: Tensor, low: float, high: float, num_levels: int) -> Tensor:
     return ((at_least_float32(x) - low) / (high - low) * (num_levels - 1)).round().clamp(0, num_levels - 1)
+
+
+def whiten(
+    z: Tensor, statistics: Mapping[str, Any], *, axis: int, kind: Literal["channel", "scale"] = "channel"
+) -> Tensor:
+    """Return whitened latents, (z - mean) / std of each channel, or z * scale_factor.
+
+    Args:
+        z: raw latents; float64 stays float64, everything else becomes float32.
+        statistics: ``mean`` and ``std`` of each channel, and ``scale_factor``.
+        axis: of the channels.
+        kind: "channel", or "scale" for the one factor.
+
+    Returns:
+        The same shape.
+
+    Raises:
+        ValueError: for an unknown kind, another number of channels, or a channel without spread.
+
+    Example:
+        >>> whiten(torch.tensor([[1.0, 2.0]]), {"mean": [1.0, 0.0], "std": [2.0, 4.0]}, axis=1)
+        tensor([[0.0000, 0.5000]])
+    """
+    shift, scale = _affine(z, statistics, axis, kind)
+    return (at_least_float32(z) - shift) / scale
+
+
+def unwhiten(
+    z: Tensor, statistics: Mapping[str, Any], *, axis: int, kind: Literal["channel", "scale"] = "channel"
+) -> Tensor:
+    """Return raw latents from whitened ones: the inverse of :func:`whiten`.
+
+    Args:
+        z: whitened latents.
+        statistics: as for :func:`whiten`.
+        axis: of the channels.
+        kind: as for :func:`whiten`.
+
+    Returns:
+        The same shape.
+    """
+    shift, scale = _affine(z, statistics, axis, kind)
+    return at_least_float32(z) * scale + shift
+
+
+def _affine(z: Tensor, statistics: Mapping[str, Any], axis: int, kind: str) -> tuple[Tensor, Tensor]:
+    if kind not in ("channel", "scale"):
+        raise ValueError(f"got kind={kind!r}; expected 'channel' (mean and std of each) or 'scale' (one factor)")
+    axis %= z.ndim
+    channels = len(statistics["mean"])
+    if z.shape[axis] != channels:
+        raise ValueError(f"got latents of shape {tuple(z.shape)}; the statistics are of {channels} channels")
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    if kind == "scale":
+        return torch.zeros((), dtype=dtype, device=z.device), torch.tensor(
+            1 / statistics["scale_factor"], dtype=dtype, device=z.device
+        )
+    flat = [i for i, std in enumerate(statistics["std"]) if not std > 0]
+    if flat:
+        raise ValueError(f"latent channel {flat[0]} has no spread and cannot be whitened; use kind='scale'")
+    shape = (channels, *[1] * (z.ndim - axis - 1))
+    shift, scale = (
+        torch.tensor(statistics[name], dtype=dtype, device=z.device).reshape(shape) for name in ("mean", "std")
+    )
+    return shift, scale

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 from torch import nn
 
 from omnivae.component import from_config, to_config
+
+log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.json", "README.md"
 FORMAT = 1
@@ -71,6 +75,15 @@ def load_model(directory: str | Path) -> Any:
     statistics = path / STATISTICS
     if statistics.exists():
         model.statistics = _read_json(statistics)  # type: ignore[assignment]
+        measured = model.statistics.get("latent")
+        if measured is not None and measured.get("model_sha256") != model_hash(path):
+            # Whitening with another model's figures would be wrong without looking wrong.
+            log.warning(
+                "%s: the latent statistics in %s were measured with other weights and are not used; run `omnivae calibrate`",
+                path,
+                STATISTICS,
+            )
+            del model.statistics["latent"]
     return model.eval()
 
 
@@ -124,6 +137,26 @@ def find_model(directory: str | Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"no model at {path}: the directory does not exist")
     raise FileNotFoundError(f"no model at {path}: expected {CONFIG} and {WEIGHTS} in it or in {path / 'model'}")
+
+
+def model_hash(directory: str | Path) -> str:
+    """Return the SHA-256 of a model: of its configuration and its weights, not of its statistics or its card.
+
+    Args:
+        directory: a model directory or a run.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: when there is no model.
+    """
+    path = find_model(directory)
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (path / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from omnivae.component import Component
-from omnivae.distributions import DiagonalGaussian
+from omnivae.distributions import DiagonalGaussian, unwhiten, whiten
 from omnivae.models.storage import load_model, save_model
 from omnivae.types import Latent, Network, VAEOutput
 
@@ -175,7 +175,7 @@ class VAE(nn.Module, Component):
         if not isinstance(z, Tensor):
             size = z.input_size if size is None else size
             z = z.mode()
-        latent_ndim = 1 if self.image_size is not None else 1 + self.dim
+        latent_ndim = self._latent_ndim
         batch = z.shape[: z.ndim - latent_ndim]
         if len(batch) not in (1, 2):
             raise ValueError(
@@ -274,6 +274,35 @@ class VAE(nn.Module, Component):
         z = prior.mean + temperature * (z - prior.mean)
         return self.decode(z, cond, size=size).clamp(*self.value_range)
 
+    # -- three names for the stages of a latent: pixels, raw latents (what encode and decode speak), whitened latents
+
+    def whiten(self, z: Tensor, *, kind: Literal["channel", "scale"] = "channel") -> Tensor:
+        """Return whitened latents, which a model of latents learns from: (z - mean) / std, or z * scale_factor.
+
+        Args:
+            z: raw latents ``[B, C, *S]``, one of them ``[C, *S]``, or K samples ``[K, B, C, *S]``.
+            kind: "channel" for each channel's mean and standard deviation over the data, "scale" for one factor.
+
+        Returns:
+            The same shape, float32 (float64 stays float64).
+
+        Raises:
+            ValueError: when the model has no latent statistics, or ``z`` has other channels.
+        """
+        return whiten(z, self._latent_statistics(), axis=self._channel_axis(z), kind=kind)
+
+    def unwhiten(self, z: Tensor, *, kind: Literal["channel", "scale"] = "channel") -> Tensor:
+        """Return raw latents, ready to decode, from whitened ones: the inverse of :meth:`whiten`.
+
+        Args:
+            z: whitened latents, shaped as for :meth:`whiten`.
+            kind: as for :meth:`whiten`.
+
+        Returns:
+            The same shape.
+        """
+        return unwhiten(z, self._latent_statistics(), axis=self._channel_axis(z), kind=kind)
+
     # -- convenience
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> Self:
@@ -331,6 +360,26 @@ class VAE(nn.Module, Component):
         return model
 
     # -- inside
+
+    @property
+    def _latent_ndim(self) -> int:
+        return 1 if self.image_size is not None else 1 + self.dim
+
+    def _channel_axis(self, z: Tensor) -> int:
+        axis = z.ndim - self._latent_ndim
+        if axis not in (0, 1, 2):
+            raise ValueError(
+                f"got z of shape {tuple(z.shape)}; expected a latent of {self._latent_ndim} axes, or a batch"
+            )
+        return axis
+
+    def _latent_statistics(self) -> dict[str, Any]:
+        statistics = self.statistics.get("latent")
+        if statistics is None:
+            raise ValueError(
+                "this model has no latent statistics to whiten with: measure them with `omnivae calibrate MODEL`"
+            )
+        return statistics
 
     def _pad(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
