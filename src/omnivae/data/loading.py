@@ -101,7 +101,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
     side = config.image_size or (DEFAULT_PHOTO_SIZE if photos else None)
     size = (side, side) if side is not None else _common_size(source)
 
-    indices = _split(found, config)
+    indices = split_images(found, config)
     datasets: dict[str, ImageDataset] = {}
     for split in SPLITS:
         transform = Transform(
@@ -155,8 +155,16 @@ def _suggested_side(smallest: np.ndarray) -> int:
     return min(256, 1 << (int(smallest.min()).bit_length() - 1))
 
 
-def _split(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
-    """Return the images of each split, in hash order and limited."""
+def split_images(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
+    """Return the images of each split, in hash order and limited.
+
+    Args:
+        found: what a reader found.
+        config: fractions, seed and limit.
+
+    Returns:
+        Numbers of images of the source, for train, val and test.
+    """
     source = found.source
     order: dict[Split, np.ndarray]
     if isinstance(source, DspritesSource):
