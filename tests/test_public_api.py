@@ -44,7 +44,7 @@ TRAIN = words("""
     training.channels_last training.checkpoint_every training.compile training.devices training.draw_every
     training.ema training.freeze training.gradient_checkpointing training.gradient_clip
     training.gradient_clip_algorithm training.learning_rate training.log_every training.max_steps
-    training.num_epochs training.optimizer training.precision training.schedule training.seed training.val_images
+    training.num_epochs training.num_nodes training.on_nonfinite training.optimizer training.precision training.schedule training.seed training.strategy training.val_images
     training.validate_every training.warmup_steps training.weight_decay
 """)
 
@@ -96,7 +96,7 @@ POSITIONALS = {
     "demo": "",
 }
 
-FLAT_FLAGS = words("--data_dir --output_dir --batch_size --num_epochs --learning_rate --num_gpus")
+FLAT_FLAGS = words("--data_dir --output_dir --batch_size --num_epochs --learning_rate --num_gpus --distributed")
 
 PARSERS = {"evaluate": evaluate_parser, **look.PARSERS, "demo": demo_parser}
 

@@ -51,6 +51,8 @@ def test_optional_counts_are_at_least_one(name):
         ("gradient_clip_algorithm", "vlaue"),
         ("precision", "fp32"),
         ("devices", 0),
+        ("num_nodes", 0),
+        ("strategy", "dpp"),
     ],
 )
 def test_values_that_cannot_work_are_named(name, value):

@@ -18,7 +18,7 @@ SECTIONS = ("model", "data", "losses", "training", "checkpoint")
 #: What decides a run's result; the other fields may differ when a run is continued.
 CONTINUABLE = {
     "max_steps", "num_epochs", "checkpoint_every", "validate_every", "log_every", "draw_every", "val_images", "devices",
-    "num_workers",
+    "num_nodes", "strategy", "num_workers",
 }  # fmt: skip
 
 

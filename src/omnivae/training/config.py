@@ -16,7 +16,8 @@ class TrainingConfig:
     """How a model is trained.
 
     Args:
-        batch_size: images for each optimiser step.
+        batch_size: images in a batch, over all processes together: each of N processes gets a share of ``batch_size / N``,
+            so that the number of processes does not change what is computed.
         learning_rate: peak learning rate, > 0.
         num_epochs: passes over the training images; used where ``max_steps`` is not given.
         max_steps: optimiser steps; 1,000 where neither is given.
@@ -35,8 +36,14 @@ class TrainingConfig:
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         ema: decay of the weights' moving average, which is what evaluation and ``model/`` hold; 0 switches it off.
         seed: of weights, data order and noise.
-        devices: number of processes or GPUs, or "auto" (one).
+        devices: processes on this machine, each with a GPU of its own where there are any; "auto" is one, or what
+            ``torchrun`` started.
+        num_nodes: machines; "auto" is one, or those that ``torchrun`` started on.
+        strategy: "ddp" keeps the whole model in every process, "fsdp" shards it; "auto" is ddp where there are several
+            processes.
         freeze: submodules that are not trained, such as ``[encoder, posterior]``.
+        on_nonfinite: what a loss or gradient that is not finite does: "stop" the run, or "skip" the update and count it. Both
+            leave a flight record with the cause and a command that repeats the step.
         checkpoint_every: steps between checkpoints.
         validate_every: steps between validations; by default ``checkpoint_every``, or a tenth of the run if that is less.
         log_every: steps between rows of ``metrics.csv``.
@@ -64,7 +71,10 @@ class TrainingConfig:
     ema: float = 0.999
     seed: int = 0
     devices: int | Literal["auto"] = "auto"
+    num_nodes: int | Literal["auto"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     freeze: tuple[str, ...] = ()
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     checkpoint_every: int = 500
     validate_every: int | None = None
     log_every: int = 1
@@ -89,14 +99,17 @@ class TrainingConfig:
             ("schedule", ("cosine", "constant")),
             ("optimizer", ("adamw", "adam")),
             ("gradient_clip_algorithm", ("norm", "value")),
+            ("strategy", ("auto", "ddp", "fsdp")),
+            ("on_nonfinite", ("stop", "skip")),
         ):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(
                     f"got training.{name}={value!r}{suggestion(value, known)}; expected {', '.join(known)}"
                 )
-        if self.devices != "auto":
-            self._at_least("devices", self.devices, 1)
+        for name in ("devices", "num_nodes"):
+            if getattr(self, name) != "auto":
+                self._at_least(name, getattr(self, name), 1)
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(
                 f"got training.learning_rate={self.learning_rate}; expected a positive number such as 1e-4"
