@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +59,10 @@ class ImageSource:
         """Return the values of the generating factors ``[N, F]``, or None where there are none."""
         return None
 
+    def permutation(self, seed: int, epoch: int) -> np.ndarray | None:
+        """Return an order of all images that suits how they are stored, anew in each epoch; None where any order does."""
+        return None
+
 
 @dataclass(frozen=True)
 class Found:
@@ -67,10 +71,12 @@ class Found:
     Attributes:
         source: all images.
         splits: indices by split; "train" is always there, a missing "val" or "test" is carved from it.
+        skipped: name and reason of each image that could not be read and was left out.
     """
 
     source: ImageSource
     splits: dict[Split, np.ndarray]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 class FileSource(ImageSource):
