@@ -186,7 +186,7 @@ class BlowsUp(Loss):
 
 @pytest.mark.parametrize("every", [1, 100])
 def test_a_loss_that_is_not_finite_stops_and_names_term_and_step(every, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"train/blows_up is inf at step 3: lower training\.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"blows_up is inf at step 3: .*first in losses\.blows_up"):
         run(tmp_path, losses={"nll": NLL(), "blows_up": BlowsUp()}, max_steps=40, checkpoint_every=every)
 
 
@@ -252,13 +252,6 @@ def test_half_precision_needs_a_gpu(tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match=r"training\.precision=16 without a GPU; use bf16 or 32"):
         run(tmp_path, max_steps=1, precision="16")
-
-
-def test_nan_in_the_images_stops_with_a_sentence(tmp_path):
-    data = Images()
-    data.x[3, 0, 2, 2] = math.nan
-    with pytest.raises(ValueError, match="1 NaN or infinite values in the input"):
-        run(tmp_path, train=data, max_steps=6)
 
 
 def test_epochs_decide_where_no_steps_are_given(tmp_path):

@@ -98,7 +98,7 @@ class RunLog(pl.Callback):
         self.table, self.dimensions = Table(directory / METRICS), Table(directory / KL_DIMENSIONS)
         self._pending: list[tuple[int, float, dict[str, Any], Tensor | None]] = []
         self._images = 0
-        self._since = 0.0
+        self._since = self._waited = 0.0
         self._last_flush = 0.0
         self._validation: dict[str, float] = {}
         self._count = 0
@@ -121,8 +121,11 @@ class RunLog(pl.Callback):
             return
         now = time.perf_counter()
         scalars = dict(pl_module.scalars)
-        scalars["train/images_per_s"] = self._images / max(now - self._since, 1e-9)
-        self._images, self._since = 0, now
+        elapsed = max(now - self._since, 1e-9)
+        scalars["train/images_per_s"] = self._images / elapsed
+        waited = getattr(trainer.train_dataloader, "waited_s", 0.0)
+        scalars["train/data_wait_share"] = min(1.0, (waited - self._waited) / elapsed)
+        self._images, self._since, self._waited = 0, now, waited
         epoch = trainer.global_step / pl_module.steps_per_epoch
         self._pending.append((trainer.global_step, epoch, scalars, pl_module.kl_per_dimension))
         if now - self._last_flush > 1.0:
@@ -168,6 +171,7 @@ class RunLog(pl.Callback):
                 self.board.add_scalar(name, value, trainer.global_step)
         # Validation is not training time.
         self._images, self._since = 0, time.perf_counter()
+        self._waited = getattr(trainer.train_dataloader, "waited_s", 0.0)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write what is left and close."""
@@ -220,13 +224,11 @@ class Checkpoints(pl.Callback):
         total = trainer.callback_metrics.get("val/total")
         if trainer.sanity_checking or total is None or not float(total) < self.best:
             return
-        pl_module.raise_if_not_finite()
         self.best = float(total)
         trainer.save_checkpoint(self.directory / f"best{SUFFIX}")
 
     def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write ``last`` and the model directory, unless the weights are lost."""
-        pl_module.raise_if_not_finite()
+        """Write ``last`` and the model directory."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunLog):
                 # A run continued from here must find the rows of every step before.

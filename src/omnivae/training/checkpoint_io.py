@@ -5,13 +5,18 @@ Files are written beside their place, flushed and renamed: a kill at any moment 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SUFFIX = ".safetensors"
@@ -68,16 +73,116 @@ def write_tree(path: Path, tree: Any) -> None:
 
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_flatten(tree, tensors))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written by the library straight to disk: a second copy in memory would double the peak.
+    _replace(path, lambda beside: save_file(tensors or {"_": torch.zeros(0)}, beside, metadata={"tree": skeleton}))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, also when the machine goes down.
+
+    Args:
+        path: file to write.
+        content: its bytes.
+
+    Raises:
+        OSError: when it cannot be written; what was there before is untouched.
+    """
+    _replace(path, lambda beside: beside.write_bytes(content))
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what a killed process left half written.
+
+    Args:
+        directory: where checkpoints are.
+    """
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def checkpoint_step(path: Path) -> int:
+    """Return the optimiser step of a checkpoint without reading its tensors.
+
+    Args:
+        path: the checkpoint.
+
+    Returns:
+        Steps done.
+    """
+    tree = _skeleton(path)
+    return int(dict(tree["$dict"])["global_step"])
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Written by the library straight to disk: a second copy in memory would double the peak.
-        save_file(tensors or {"_": torch.zeros(0)}, beside, metadata={"tree": skeleton})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(beside)
+        except SafetensorError as error:
+            # The library wraps the system's error into its own: what cannot be told apart from it is its text.
+            raise OSError(_error_number(str(error)), str(error)) from error
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise CannotWrite(path, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+class CannotWrite(OSError):
+    """A file of a run could not be written; says what to do, and that what was there before is untouched.
+
+    Args:
+        path: the file.
+        error: what the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        remedy = {
+            errno.ENOSPC: "free some space",
+            errno.EDQUOT: "free some of your quota",
+            errno.EFBIG: "raise the file size limit",
+            errno.EROFS: "choose an --output that can be written to",
+            errno.EACCES: "choose an --output that can be written to",
+            errno.EPERM: "choose an --output that can be written to",
+        }.get(error.errno or 0, "mend that")
+        there = "; the one written before is untouched" if path.exists() else ""
+        super().__init__(f"cannot write {path}: {reason}{there}: {remedy}, then repeat the command")
+        self.errno = error.errno
+
+
+def _error_number(text: str) -> int:
+    found = re.search(r"os error (\d+)", text)
+    return int(found[1]) if found else errno.EIO
+
+
+def _sync_folder(folder: Path) -> None:
+    # The new name is on disk only when its folder is.
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _skeleton(path: Path) -> Any:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete checkpoint ({error}); delete it to start from an older one"
+        ) from error
+    if "tree" not in metadata:
+        raise ValueError(f"{path} holds tensors but no training state; it is not a checkpoint of a run")
+    return json.loads(metadata["tree"])
 
 
 def read_tree(path: Path) -> Any:
@@ -92,19 +197,10 @@ def read_tree(path: Path) -> Any:
     Raises:
         ValueError: when the file is truncated or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete checkpoint ({error}); delete it to start from an older one"
-        ) from error
-    if "tree" not in metadata:
-        raise ValueError(f"{path} holds tensors but no training state; it is not a checkpoint of a run")
-    return _restore(json.loads(metadata["tree"]), tensors)
+    skeleton = _skeleton(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return _restore(skeleton, tensors)
 
 
 def _flatten(value: Any, tensors: dict[str, Tensor]) -> Any:

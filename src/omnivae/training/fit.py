@@ -20,9 +20,11 @@ from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
 from omnivae.training.ema import Ema
+from omnivae.training.flight import FlightRecorder
+from omnivae.training.loader import TimedLoader
 from omnivae.training.module import VAEModule
 from omnivae.training.opponents import Opponents, has_opponent
-from omnivae.training.order import EpochView, StepOrder
+from omnivae.training.order import EpochView, StepOrder, UnreadableData
 from omnivae.training.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,8 @@ def fit(
     if any(has_opponent(loss) for loss in losses.values()):
         callbacks.append(Opponents(losses, config.learning_rate))
     callbacks += [Ema(config.ema)] if config.ema else []
-    callbacks += [RunLog(directory, config.log_every), stop]
+    recorder = FlightRecorder(directory)
+    callbacks += [RunLog(directory, config.log_every), recorder, stop]
     if progress:
         callbacks.append(Progress(total_steps))
     if draw is not None:
@@ -147,14 +150,17 @@ def fit(
             "pin_memory": torch.cuda.is_available(),
         }
         # Own generators: starting an iterator draws a seed, which must not come from the stream of the training.
-        loader = DataLoader(EpochView(train), batch_sampler=order, generator=torch.Generator(), **loading)
+        loader = TimedLoader(EpochView(train), batch_sampler=order, generator=torch.Generator(), **loading)
         val_loader = None
         if val is not None:
             subset = torch.utils.data.Subset(val, range(min(len(val), config.val_images)))
             val_loader = DataLoader(
                 subset, batch_size=min(config.batch_size, len(subset)), generator=torch.Generator(), **loading
             )
-        trainer.fit(module, loader, val_loader, ckpt_path=str(last) if start else None, weights_only=True)
+        try:
+            trainer.fit(module, loader, val_loader, ckpt_path=str(last) if start else None, weights_only=True)
+        except UnreadableData as error:
+            raise ValueError(recorder.sentence()) from error
     return FitResult(trainer.global_step, total_steps, stop.received)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from omnivae.distributions import kl_divergence, kl_elements
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
 from omnivae.training.config import TrainingConfig
+from omnivae.training.diagnosis import random_state, set_random_state
+from omnivae.training.guard import Guard
+from omnivae.training.inputs import inspect_inputs
 from omnivae.training.opponents import detached, has_opponent
 from omnivae.types import Batch, VAEOutput
 
@@ -53,7 +56,8 @@ class VAEModule(pl.LightningModule):
         #: Scalars of the last step, as tensors on the device: read by the callbacks, so that logging costs no wait.
         self.scalars: dict[str, Tensor | float] = {}
         self.kl_per_dimension: Tensor | None = None
-        self._bad_step: Tensor | None = None
+        #: Looks at every step before its update is made.
+        self.guard = Guard(self, config.on_nonfinite)
         self._parts: list[dict[str, Tensor | float]] = []
         #: The last step's output without its graph, for the opponents; kept where a loss has one.
         self.last_output: VAEOutput | None = None
@@ -74,15 +78,50 @@ class VAEModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the total loss of one batch."""
         self._freeze_statistics()
-        total, output, terms = self._losses(batch, self.global_step)
+        self.guard.begin(batch, self.global_step, batch_idx % self.config.accumulate == 0)
+        computed = self._losses_or_none(batch)
+        if computed is None:
+            # Nothing of this batch may reach the weights, yet every process must pass through its backward pass.
+            self.scalars = self._over_accumulation({"train/total": math.nan}, batch_idx)
+            self.last_output = None
+            return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
+        total, output, terms = computed
         scalars: dict[str, Tensor | float] = {f"train/{name}": value for name, value in terms.items()}
         scalars["train/total"] = total.detach()
         if (self.global_step + 1) % self.config.log_every == 0:
             self._diagnose(output, batch, "train", scalars)
         self.scalars = self._over_accumulation(scalars, batch_idx)
-        self._note_if_not_finite(total.detach())
+        self.guard.note(total.detach(), output)
         self.last_output = detached(output) if self._keep_output else None
         return total
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at the images while they are in main memory.
+
+        Raises:
+            ValueError: for validation images with values that are not finite.
+        """
+        if self.trainer.validating or self.trainer.state.stage == "validate":
+            broken = [f for f in inspect_inputs(batch) if f.kind == "not_finite"]
+            if broken:
+                raise ValueError(f"validation image {broken[0].file}: {broken[0].detail}: repair or remove it")
+        else:
+            self.guard.look_at(batch)
+        return batch
+
+    def _losses_or_none(self, batch: Batch) -> tuple[Tensor, VAEOutput, dict[str, Tensor | float]] | None:
+        """Return the losses, or ``None`` where a batch cannot be computed because something in it is not finite."""
+        if self.guard.broken_inputs:
+            self.guard.note_failure("input")
+            return None
+        try:
+            return self._losses(batch, self.global_step)
+        except (ValueError, ArithmeticError):
+            # Distributions refuse parameters that are not finite. Anything else is no matter of numbers.
+            if self.guard.diagnose_present() is None:
+                raise
+            self.guard.note_failure("forward")
+            return None
 
     def _over_accumulation(self, scalars: dict[str, Tensor | float], batch_idx: int) -> dict[str, Tensor | float]:
         # What is logged for a step is the mean over the batches that its gradients are accumulated from.
@@ -91,43 +130,19 @@ class VAEModule(pl.LightningModule):
         if batch_idx % self.config.accumulate == 0:
             self._parts = []
         self._parts.append(scalars)
-        return {name: sum(part[name] for part in self._parts) / len(self._parts) for name in scalars}
-
-    def _note_if_not_finite(self, total: Tensor) -> None:
-        if total.device.type == "cpu":
-            self.raise_if_not_finite()
-            return
-        # Reading the loss would wait for the device in every step: remember the first bad one there.
-        if self._bad_step is None:
-            self._bad_step = torch.full((), -1, device=total.device)
-        first = (self._bad_step < 0) & ~torch.isfinite(total)
-        self._bad_step = torch.where(first, self.global_step + 1, self._bad_step)
-
-    def raise_if_not_finite(self) -> None:
-        """Raise when a loss is not finite; called in every step on a CPU, before every checkpoint elsewhere.
-
-        Raises:
-            FloatingPointError: names the term and the step.
-        """
-        advice = (
-            "lower training.learning_rate, or look for extreme values in the data; the last checkpoint is from before"
-        )
-        if self._bad_step is not None:
-            if int(self._bad_step) >= 0:
-                raise FloatingPointError(f"train/total is not finite at step {int(self._bad_step)}: {advice}")
-            return
-        for name, value in self.scalars.items():
-            if not math.isfinite(float(value)):
-                raise FloatingPointError(f"{name} is {float(value)} at step {self.global_step + 1}: {advice}")
+        # A batch that could not be computed has no terms: the mean is over those of the others.
+        names = {name: None for part in self._parts for name in part}
+        parts = {name: [part[name] for part in self._parts if name in part] for name in names}
+        return {name: sum(values) / len(values) for name, values in parts.items()}
 
     def on_validation_start(self) -> None:
         """Give validation its own random stream, the same each time: a resumed run may validate at other moments."""
-        self._before_validation = _random_state()
+        self._before_validation = random_state()
         torch.manual_seed(self.config.seed)
 
     def on_validation_end(self) -> None:
         """Continue the random stream of the training."""
-        _set_random_state(self._before_validation)
+        set_random_state(self._before_validation)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the terms of one batch, for the callbacks to average."""
@@ -205,15 +220,22 @@ class VAEModule(pl.LightningModule):
     # -- optimisation
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measure the gradient norm before clipping, without waiting for the device."""
+        """Measure the gradient norm before clipping, and keep a bad step away from the weights."""
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        if grads:
-            norm = torch.nn.utils.get_total_norm(grads)
+        norm = torch.nn.utils.get_total_norm(grads) if grads else None
+        if norm is not None:
             self.scalars["train/grad_norm"] = norm
-            if norm.device.type == "cpu":
-                # A step with such gradients would lose the weights.
-                self.raise_if_not_finite()
-        self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
+        rate = self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
+        if self.guard.verdict(norm, rate):
+            self.guard.passed(self.global_step, float(self.scalars.get("train/total", math.nan)))
+        else:
+            # An optimiser leaves parameters without gradients alone, and their moments.
+            for parameter in self.parameters():
+                parameter.grad = None
+            self.scalars["train/grad_norm"] = math.nan
+            self.last_output = None
+        if self.config.on_nonfinite == "skip":
+            self.scalars["train/skipped_updates"] = self.guard.skipped
 
     def configure_gradient_clipping(
         self,
@@ -260,17 +282,19 @@ class VAEModule(pl.LightningModule):
         """Keep the state of the random number generators."""
         # A run that is extended continues: "this was the last batch" only held for the steps asked for then.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        checkpoint["rng"] = _random_state()
+        checkpoint["rng"] = random_state()
+        checkpoint["skipped_updates"] = self.guard.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the generators' state; it is set when training starts, after everything else has drawn from them."""
         self._rng = checkpoint["rng"]
+        self.guard.skipped = checkpoint.get("skipped_updates", 0)
 
     def on_train_start(self) -> None:
         """Continue the random stream of the interrupted run."""
         rng = getattr(self, "_rng", None)
         if rng is not None:
-            _set_random_state(rng)
+            set_random_state(rng)
 
 
 def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
@@ -317,19 +341,6 @@ def build(vae: nn.Module, losses: Mapping[str, Loss], *, seed: int) -> None:
             if isinstance(loss, AdaptiveLoss):
                 axes = vae.dim if vae.image_size is None else 0
                 loss.build(in_channels=vae.in_channels, latent_dim=vae.latent_dim, dim=vae.dim, latent_axes=axes)  # type: ignore[arg-type]
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _layout(dim: int) -> torch.memory_format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,6 +73,32 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in order[first : first + self.batch_size]]
 
 
+class UnreadableData(ValueError):
+    """An image could not be loaded in the middle of a run; says which one, also from a loading process."""
+
+    _MARK = "unreadable image "
+
+    @classmethod
+    def of(cls, name: str, error: BaseException) -> UnreadableData:
+        """Return the exception for an image.
+
+        Args:
+            name: its key.
+            error: what reading it raised.
+
+        Returns:
+            The exception, whose text survives the way out of a loading process.
+        """
+        return cls(cls._MARK + json.dumps([name, " ".join(str(error).split()) or type(error).__name__]))
+
+    def parts(self) -> tuple[str, str]:
+        """Return the image's name and what was wrong with it."""
+        # A loading process wraps the text into its traceback; the mark comes last.
+        line = str(self).strip().rsplit(self._MARK, 1)[-1]
+        name, reason = json.loads(line)
+        return str(name), str(reason)
+
+
 class EpochView(Dataset[Any]):
     """A data set indexed by (epoch, index), so that augmentation depends on the epoch in every worker process.
 
@@ -86,7 +113,12 @@ class EpochView(Dataset[Any]):
         epoch, index = key
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-        return self.dataset[index]
+        try:
+            return self.dataset[index]
+        except (ValueError, OSError, EOFError) as error:
+            keys = getattr(self.dataset, "keys", None)
+            name = keys[index] if keys is not None else f"image {index}"
+            raise UnreadableData.of(str(name), error) from error
 
     def __len__(self) -> int:
         return len(self.dataset)
