@@ -126,18 +126,19 @@ def test_held_out_folders_without_a_train_folder_are_refused(tmp_path):
     assert load_data(DataConfig(str(tmp_path / "val"))).native.counts == {"train": 1, "val": 1, "test": 1}
 
 
-def test_sixteen_bit_colour_is_reported(tmp_path, caplog):
+def test_sixteen_bit_colour_is_read_in_full(tmp_path, caplog):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)  # 1 x 1, 16 bits, RGB
-    row = b"\0" + struct.pack(">HHH", 65535, 0, 65535)
+    row = b"\0" + struct.pack(">HHH", 65535, 0, 32769)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(png)
     with caplog.at_level(logging.WARNING):
-        splits = load_data(DataConfig(str(tmp_path)))
-    assert splits.train[0]["x"].flatten().tolist() == [1.0, -1.0, 1.0]
-    assert "1 images have 16-bit colour, which is read with 8 bits" in caplog.text
+        splits = load_data(DataConfig(str(tmp_path)), value_range=(0.0, 1.0))
+    assert splits.train[0]["x"].flatten().tolist() == pytest.approx([1.0, 0.0, 32769 / 65535], abs=1e-7)
+    assert (splits.native.bit_depth, splits.native.dtypes) == (16, {"uint16": 1})
+    assert "8 bits" not in caplog.text
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -190,12 +191,16 @@ def test_mixed_sizes_need_image_size(tmp_path):
 def test_damaged_files_are_named_at_once_or_when_read(tmp_path):
     write_many(tmp_path, 4, size=(64, 64))
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"1 of 5 files are not usable: .*bad\.jpg is damaged or not an image"):
+    with pytest.raises(ValueError, match=r"1 of 5 images is not usable: .*bad\.jpg is damaged or not an image"):
         load_data(DataConfig(str(tmp_path)))
     (tmp_path / "bad.jpg").unlink()
     path = tmp_path / "002.png"
-    path.write_bytes(path.read_bytes()[:3000])
-    splits = load_data(DataConfig(str(tmp_path)))
+    pixels = bytearray(path.read_bytes())
+    pixels[3000] ^= 255
+    path.write_bytes(pixels)
+    with pytest.raises(ValueError, match=r"1 of 4 images is not usable: .*002\.png is damaged and cannot be decoded"):
+        load_data(DataConfig(str(tmp_path)))
+    splits = load_data(DataConfig(str(tmp_path), verify="headers"))
     items = [(part, i) for part in (splits.train, splits.val, splits.test) for i in range(len(part))]
     part, i = next((part, i) for part, i in items if part.keys[i] == "002.png")
     with pytest.raises(ValueError, match=r"002\.png is damaged and cannot be decoded"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -38,8 +39,8 @@ class DataConfig:
             and reads any other folder as image files.
         image_size: side in pixels of the square that is used: the shorter side is resized to it (antialiased bicubic)
             and the centre is cropped. None keeps the images as they are, which must then agree in size.
-        channels: 1 (grey) or 3 (RGB) to convert every image to, dropping any alpha channel. None keeps what is
-            stored, alpha included; the images must then agree.
+        channels: 1 (grey) or 3 (RGB) to convert every photograph to, dropping any alpha channel; another number is what
+            every image must have. None keeps what is stored, alpha included; the images must then agree.
         value_range: (0, 1) or (-1, 1), what black and white become. None leaves the choice to the model.
         binarize: "threshold" sets pixels to black or white at the middle; "stochastic" draws them with the grey value
             as probability, anew in each epoch of training and always the same in validation and test.
@@ -117,10 +118,12 @@ class DataConfig:
         _at_least("limit", self.limit, 1)
         _at_least("num_workers", self.num_workers, 0)
         _at_least("split_seed", self.split_seed, 0)
-        if self.channels not in (None, 1, 3):
-            raise ValueError(
-                f"got data.channels={self.channels}; expected 1 (grey) or 3 (RGB); leave it out to keep what is stored"
-            )
+        _at_least("channels", self.channels, 1)
+        if self.input_range is not None:
+            low, high = (float(v) for v in self.input_range)
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"got data.input_range={self.input_range}; expected two numbers, the lower first")
+            object.__setattr__(self, "input_range", (low, high))
         if self.value_range is not None:
             object.__setattr__(self, "value_range", check_value_range(self.value_range, "data.value_range"))
         for name in ("val_fraction", "test_fraction"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from omnivae.data.config import Binarize
-from omnivae.data.images import num_channels, resize_and_crop, to_unit_array
+from omnivae.data.header import ReadOptions
+from omnivae.data.pixels import check_pixels, convert_channels, resize, resize_and_crop, to_unit
 from omnivae.data.sources import SPLITS, ImageSource, Split
 from omnivae.types import Batch
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,12 @@ class Transform:
     Attributes:
         shape: channels, height and width of the result.
         resize: whether to resize and crop to the height.
-        channels: 1 or 3 to convert to, None to keep.
+        channels: number of channels to convert to, None to keep.
         value_range: what black and white become.
         binarize: "none", "threshold" or "stochastic".
         flip: mirror half of the images.
         random_crop: crop at a random place instead of resizing.
+        reading: how stored samples are to be understood.
     """
 
     shape: tuple[int, int, int]
@@ -41,10 +40,13 @@ class Transform:
     binarize: Binarize = "none"
     flip: bool = False
     random_crop: bool = False
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that happens between file and tensor, ready for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = asdict(self)
+        values |= values.pop("reading")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 class ImageDataset(Dataset):
@@ -96,24 +98,28 @@ class ImageDataset(Dataset):
         index %= len(self)
         number = int(self.indices[index])
         key = self.source.key(number)
-        item: dict[str, Any] = {"x": self._pixels(self.source.read(number), index, key), "key": key}
+        item: dict[str, Any] = {"x": self._pixels(number, index, key), "key": key}
         if self.source.labels is not None:
             item["label"] = torch.as_tensor(self.source.labels[number])
         return item
 
-    def _pixels(self, image: Image.Image, index: int, key: str) -> Tensor:
+    def _pixels(self, number: int, index: int, key: str) -> Tensor:
         t = self.transform
         training = self.split == "train"
         random = None
         if (training and (t.flip or t.random_crop)) or t.binarize == "stochastic":
             epoch = self._epoch if training else 0
             random = np.random.default_rng([self.seed, SPLITS.index(self.split), epoch, index])
+        image, alpha = self.source.read(number), self.source.has_alpha(number)
+        stored = image.shape[2]
+        black, white = check_pixels(image, key, t.reading)
         if random is not None and training and t.random_crop:
-            image = _random_crop(image, t.shape[1], random)
+            image = _random_crop(image, t.shape[1], random, alpha=alpha)
         elif t.resize:
-            image = resize_and_crop(image, t.shape[1])
-        stored = num_channels(image)
-        array = to_unit_array(image, t.channels)
+            image = resize_and_crop(image, t.shape[1], alpha=alpha)
+        if t.channels in (1, 3) and stored <= 4:
+            image = convert_channels(image, t.channels)
+        array = to_unit(image, black, white)
         if array.shape != t.shape:
             height, width = array.shape[1:]
             raise ValueError(
@@ -156,13 +162,14 @@ def collate(items: list[dict[str, Any]]) -> Batch:
     return batch
 
 
-def _random_crop(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
-    from PIL import Image
-
-    short = min(image.size)
+def _random_crop(image: np.ndarray, side: int, random: np.random.Generator, *, alpha: bool) -> np.ndarray:
+    height, width = image.shape[:2]
+    short = min(height, width)
     if short < side:
-        size = (max(side, round(image.width * side / short)), max(side, round(image.height * side / short)))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left = int(random.integers(image.width - side + 1))
-    top = int(random.integers(image.height - side + 1))
-    return image.crop((left, top, left + side, top + side))
+        image = resize(
+            image, (max(side, round(height * side / short)), max(side, round(width * side / short))), alpha=alpha
+        )
+        height, width = image.shape[:2]
+    left = int(random.integers(width - side + 1))
+    top = int(random.integers(height - side + 1))
+    return image[top : top + side, left : left + side]

@@ -1,37 +1,42 @@
-"""Reader of image folders: split folders and class folders are recognised, every header is checked."""
+"""Reader of image folders: split folders and class folders are recognised, every file is checked."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from omnivae.data.images import SUFFIXES, Header, read_header
+from omnivae.data.checking import check_images
+from omnivae.data.config import OnError, Verify
+from omnivae.data.header import ReadOptions
+from omnivae.data.images import SUFFIXES
 from omnivae.data.sources import FileSource, Found, Split
 
 logger = logging.getLogger(__name__)
 
 _SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_PROGRESS_FROM = 2000
 
 
-def read_folder(path: Path) -> Found:
-    """List the image files of a folder and check the header of each.
+def read_folder(
+    path: Path, *, options: ReadOptions | None = None, verify: Verify = "auto", on_error: OnError = "stop"
+) -> Found:
+    """List the image files of a folder and check each.
 
     Folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` are splits. Below them, or below the folder
     itself, subfolders are classes if there are two or more and every image is in one. Hidden files are left out.
 
     Args:
         path: a folder, or one image file.
+        options: how stored samples are to be understood.
+        verify: how far to check, see :func:`omnivae.data.checking.check_images`.
+        on_error: whether to stop at files that cannot be read, or to leave them out.
 
     Returns:
-        The images, sorted by path, and the splits.
+        The images, sorted by path, the splits, and the files left out.
 
     Raises:
         ValueError: for an empty folder, one without images, or files that cannot be read.
@@ -43,11 +48,12 @@ def read_folder(path: Path) -> Found:
             )
         root, files = path.parent, [path.name]
     else:
-        root, files = path, sorted(_walk(path))
+        root, files = path, sorted(walk(path))
     paths = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(_nothing_found(path, files))
 
+    options = options or ReadOptions()
     members = _split_members(root, paths)
     used = sorted(i for part in members.values() for i in part)
     if len(used) < len(paths):
@@ -58,28 +64,30 @@ def read_folder(path: Path) -> Found:
             len(paths) - len(used),
             unused,
         )
-    new_index = {old: new for new, old in enumerate(used)}
-    splits: dict[Split, np.ndarray] = {
-        name: np.array([new_index[i] for i in part], dtype=np.int64) for name, part in members.items()
-    }
     paths = [paths[i] for i in used]
-
-    headers = _read_headers(root, paths)
+    checked = check_images(lambda i: root / paths[i], paths, options=options, verify=verify, on_error=on_error)
+    # What is left out was as large a part of the whole when class and split folders were told: nothing else moves.
     labels, classes = _classes(paths, depth=1 if len(members) > 1 or _only_train(paths) else 0)
+    new_index = {used[old]: new for new, old in enumerate(checked.kept.tolist())}
+    splits: dict[Split, np.ndarray] = {
+        name: np.array([new_index[i] for i in part if i in new_index], dtype=np.int64) for name, part in members.items()
+    }
+    empty = [name for name, part in splits.items() if not len(part)]
+    if empty:
+        raise ValueError(f"no file in the {empty[0]} folder of {root} is usable: {checked.skipped[0][1]}")
     source = FileSource(
         root,
-        paths,
+        [paths[i] for i in checked.kept],
+        checked.headers,
         name=path.resolve().name,
-        sizes=np.array([(h.height, h.width) for h in headers]),
-        channels=np.array([h.channels for h in headers]),
-        bit_depth=max(h.bit_depth for h in headers),
-        labels=labels,
+        options=options,
+        labels=None if labels is None else labels[checked.kept],
         classes=classes,
     )
-    return Found(source, splits)
+    return Found(source, splits, checked.skipped)
 
 
-def _walk(root: Path) -> Iterator[str]:
+def walk(root: Path) -> Iterator[str]:
     """Yield all visible files, relative to ``root``, with forward slashes; linked folders are entered once."""
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -138,32 +146,3 @@ def _classes(paths: list[str], depth: int) -> tuple[np.ndarray | None, list[str]
         return None, None
     number = {name: i for i, name in enumerate(classes)}
     return np.array([number[part[depth]] for part in parts], dtype=np.int64), classes
-
-
-def _read_headers(root: Path, paths: list[str]) -> list[Header]:
-    def read(path: str) -> Header | str:
-        try:
-            return read_header(root / path, str(root / path))
-        except ValueError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(max_workers=min(8, 2 * (os.cpu_count() or 1))) as pool:
-        results = list(_progress(pool.map(read, paths), len(paths)))
-    errors = [result for result in results if isinstance(result, str)]
-    if errors:
-        shown = "; ".join(errors[:3]) + ("; ..." if len(errors) > 3 else "")
-        raise ValueError(f"{len(errors)} of {len(paths)} files are not usable: {shown}")
-    headers = [result for result in results if isinstance(result, Header)]
-    reduced = sum(header.reduced for header in headers)
-    if reduced:
-        logger.warning("%d images have 16-bit colour, which is read with 8 bits (16-bit grey is read in full)", reduced)
-    return headers
-
-
-def _progress(results: Iterable[Header | str], total: int) -> Iterable[Header | str]:
-    if total <= _PROGRESS_FROM or not sys.stderr.isatty():
-        return results
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(results, total=total, description="Checking image files", console=Console(stderr=True), transient=True)

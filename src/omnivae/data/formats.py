@@ -9,6 +9,7 @@ from omnivae.data.archives import is_cifar10, is_mnist, read_cifar10, read_mnist
 from omnivae.data.config import EMBEDDED, DataConfig
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE, read_digits, read_dsprites, read_photos
 from omnivae.data.folder import read_folder
+from omnivae.data.header import ReadOptions
 from omnivae.data.sources import Found
 
 
@@ -39,4 +40,4 @@ def find(config: DataConfig) -> Found:
         return read_mnist(path)
     if config.format == "cifar10" or (config.format == "auto" and path.is_dir() and is_cifar10(path)):
         return read_cifar10(path)
-    return read_folder(path)
+    return read_folder(path, options=ReadOptions.of(config), verify=config.verify, on_error=config.on_error)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from omnivae.data.config import DataConfig, check_value_range
 from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
 from omnivae.data.formats import find
+from omnivae.data.header import ReadOptions
 from omnivae.data.sources import SPLITS, DspritesSource, Found, ImageSource, PhotoCropSource, Split
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class DataSummary:
         max_size: largest height and largest width.
         channels: number of images with each channel count.
         bit_depth: bits of a stored sample (the largest among the images).
+        dtypes: number of images with each type of stored samples.
     """
 
     counts: dict[str, int]
@@ -37,6 +40,7 @@ class DataSummary:
     max_size: tuple[int, int]
     channels: dict[int, int]
     bit_depth: int
+    dtypes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class DataSplits:
         classes: names of the classes, or None.
         native: what the data is before anything is done to it.
         official_test: whether the test images are the data's own, not carved from its training images.
+        skipped: name of and reason for each image that is left out (``data.on_error`` skip).
     """
 
     train: ImageDataset
@@ -66,6 +71,7 @@ class DataSplits:
     classes: list[str] | None
     native: DataSummary
     official_test: bool
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1.0), seed: int = 0) -> DataSplits:
@@ -112,6 +118,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
             binarize=config.binarize,
             flip=config.flip,
             random_crop=config.random_crop or photos,
+            reading=ReadOptions.of(config),
         )
         datasets[split] = ImageDataset(source, indices[split], split=split, transform=transform, seed=seed)
     return DataSplits(
@@ -125,11 +132,23 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
         classes=source.classes,
         native=_summarise(source, {split: len(datasets[split]) for split in SPLITS}),
         official_test="test" in found.splits,
+        skipped=list(found.skipped),
     )
 
 
 def _common_channels(source: ImageSource, channels: int | None) -> int:
     if channels is not None:
+        bad = source.not_convertible(channels)
+        if len(bad):
+            first = int(bad[0])
+            has = int(source.channels[first if len(source.channels) > 1 else 0])
+            remedy = "leave data.channels out to keep what is stored"
+            if channels in (1, 3):
+                remedy += "; only grey and RGB images are converted, with or without alpha"
+            raise ValueError(
+                f"data.channels is {channels} and {len(bad)} of {len(source)} images cannot be turned into that, e.g. "
+                f"{source.key(first)} with {has} channels: {remedy}"
+            )
         return channels
     counts = Counter(source.channels.tolist()).most_common()
     if len(counts) > 1:
@@ -207,9 +226,10 @@ def _by_hash(source: ImageSource, indices: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _summarise(source: ImageSource, counts: dict[str, int]) -> DataSummary:
-    sizes, channels = source.sizes, Counter(source.channels.tolist())
-    if len(source.channels) == 1:
-        channels = Counter({int(source.channels[0]): len(source)})
+    sizes = source.sizes
+
+    def count(values: np.ndarray) -> dict[Any, int]:
+        return {values[0].item(): len(source)} if len(values) == 1 else dict(Counter(values.tolist()))
 
     def pair(values: np.ndarray) -> tuple[int, int]:
         return int(values[0]), int(values[1])
@@ -219,6 +239,7 @@ def _summarise(source: ImageSource, counts: dict[str, int]) -> DataSummary:
         min_size=pair(sizes.min(axis=0)),
         median_size=pair(np.median(sizes, axis=0)),
         max_size=pair(sizes.max(axis=0)),
-        channels=dict(channels),
+        channels=count(source.channels),
         bit_depth=source.bit_depth,
+        dtypes=count(source.dtypes),
     )

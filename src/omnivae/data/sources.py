@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from omnivae.data.dsprites import IMAGE_SIZE, NUM_IMAGES, factor_values, index_to_factors, render_dsprites
+from omnivae.data.header import ALPHA, Header, ReadOptions, can_convert
 from omnivae.data.images import read_image
-
-if TYPE_CHECKING:
-    from PIL import Image
-
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -28,7 +26,10 @@ class ImageSource:
         name: name of the data set.
         sizes: height and width, ``[N, 2]``, or ``[1, 2]`` where all are equal.
         channels: stored channels, ``[N]``, or ``[1]`` where all are equal.
-        bit_depth: bits of a stored sample.
+        modes: colour modes as in :class:`omnivae.data.header.Header`, ``[N]`` or ``[1]``; None for grey and RGB.
+        dtypes: types of the stored samples, ``[N]`` or ``[1]``.
+        bit_depth: bits of a stored sample, the largest among the images.
+        options: how stored samples are to be understood.
         labels: class indices ``[N]`` int64, or None.
         classes: names of the classes, or None.
     """
@@ -36,7 +37,10 @@ class ImageSource:
     name: str
     sizes: np.ndarray
     channels: np.ndarray
+    modes: np.ndarray | None = None
+    dtypes: np.ndarray = np.array(["uint8"])
     bit_depth: int = 8
+    options: ReadOptions = ReadOptions()
     labels: np.ndarray | None = None
     classes: list[str] | None = None
 
@@ -47,13 +51,33 @@ class ImageSource:
         """Return the stable name of an image."""
         raise TypeError(f"{type(self).__name__} does not name its images")
 
-    def read(self, index: int) -> Image.Image:
-        """Return an image, decoded, in mode L, LA, RGB, RGBA or F (values in [0, 1])."""
+    def read(self, index: int) -> np.ndarray:
+        """Return an image ``[H, W, C]``, upright, in its stored type (see :func:`omnivae.data.images.read_image`)."""
         raise TypeError(f"{type(self).__name__} does not read images")
 
     def content_hash(self, index: int) -> str:
         """Return the SHA-256, in hexadecimal, of an image as it is stored: of the file, or of the pixels in memory."""
-        return array_hash(np.asarray(self.read(index)))
+        return array_hash(self.read(index))
+
+    def describe(self, headers: Sequence[Header]) -> None:
+        """Take sizes, channels, modes and types from the headers of all images, in their order."""
+        self.sizes = np.array([(h.height, h.width) for h in headers])
+        self.channels = np.array([h.channels for h in headers])
+        self.modes = np.array([h.mode for h in headers])
+        self.dtypes = np.array([h.dtype for h in headers])
+        self.bit_depth = max(h.bit_depth for h in headers)
+
+    def has_alpha(self, index: int) -> bool:
+        """Return whether the last channel of an image is alpha."""
+        return self.modes is not None and str(self.modes[index if len(self.modes) > 1 else 0]) in ALPHA
+
+    def not_convertible(self, channels: int) -> np.ndarray:
+        """Return the numbers of the images that cannot be turned into ``channels`` channels, ``[M]``."""
+        stored = np.broadcast_to(self.channels, len(self)).tolist()
+        plain = {1: "L", 3: "RGB"}
+        modes = [plain.get(n, "N") for n in stored] if self.modes is None else np.broadcast_to(self.modes, len(self))
+        pairs = enumerate(zip(modes, stored, strict=True))
+        return np.array([i for i, (mode, n) in pairs if not can_convert(str(mode), n, channels)], dtype=np.int64)
 
     def factor_values(self, index: np.ndarray) -> np.ndarray | None:
         """Return the values of the generating factors ``[N, F]``, or None where there are none."""
@@ -85,10 +109,9 @@ class FileSource(ImageSource):
     Args:
         root: the folder.
         paths: files relative to it, with forward slashes.
+        headers: what each file says about itself.
         name: name of the data set.
-        sizes: height and width, ``[N, 2]``.
-        channels: ``[N]``.
-        bit_depth: bits of a stored sample.
+        options: how stored samples are to be understood.
         labels: class indices ``[N]``, or None.
         classes: names of the classes, or None.
     """
@@ -97,17 +120,16 @@ class FileSource(ImageSource):
         self,
         root: Path,
         paths: list[str],
+        headers: Sequence[Header],
         *,
         name: str,
-        sizes: np.ndarray,
-        channels: np.ndarray,
-        bit_depth: int,
+        options: ReadOptions,
         labels: np.ndarray | None,
         classes: list[str] | None,
     ) -> None:
-        self.root, self.paths, self.name = root, paths, name
-        self.sizes, self.channels, self.bit_depth = sizes, channels, bit_depth
+        self.root, self.paths, self.name, self.options = root, paths, name, options
         self.labels, self.classes = labels, classes
+        self.describe(headers)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -116,12 +138,12 @@ class FileSource(ImageSource):
         """See :meth:`ImageSource.key`."""
         return self.paths[index]
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
         path = self.root / self.paths[index]
         if not path.is_file():
             raise FileNotFoundError(f"{path} was there when the data was listed and is gone: run again")
-        return read_image(path, str(path))
+        return read_image(path, str(path), self.options)
 
     def content_hash(self, index: int) -> str:
         """See :meth:`ImageSource.content_hash`."""
@@ -151,6 +173,7 @@ class ArraySource(ImageSource):
     ) -> None:
         self.name, self.images, self.labels, self.classes = name, images, labels, classes
         self.sizes, self.channels = np.array([images.shape[1:]]), np.array([1])
+        self.dtypes = np.array([images.dtype.name])
         self._key_starts = key_starts
 
     def __len__(self) -> int:
@@ -160,11 +183,9 @@ class ArraySource(ImageSource):
         """See :meth:`ImageSource.key`."""
         return _numbered_key(self._key_starts, index)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
-        from PIL import Image
-
-        return Image.fromarray(self.images[index])
+        return self.images[index][..., None]
 
     def content_hash(self, index: int) -> str:
         """See :meth:`ImageSource.content_hash`."""
@@ -206,9 +227,9 @@ class EncodedSource(ImageSource):
         """See :meth:`ImageSource.key`."""
         return _numbered_key(self._key_starts, index)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
-        return read_image(io.BytesIO(self.files[index].as_py()), self.key(index))
+        return read_image(io.BytesIO(self.files[index].as_py()), self.key(index), self.options)
 
     def content_hash(self, index: int) -> str:
         """See :meth:`ImageSource.content_hash`."""
@@ -242,12 +263,10 @@ class PhotoCropSource(ImageSource):
             return f"{self.name}/train/{index:05d}-{self.names[photo]}"
         return f"{self.name}/{self.names[photo]}/x{left}-y{top}"
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
-        from PIL import Image
-
         photo, left, top, right, bottom = self.boxes[index]
-        return Image.fromarray(self.photos[photo][top:bottom, left:right])
+        return self.photos[photo][top:bottom, left:right]
 
 
 class DspritesSource(ImageSource):
@@ -267,11 +286,9 @@ class DspritesSource(ImageSource):
         """See :meth:`ImageSource.key`."""
         return f"dsprites/{index:06d}"
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
-        from PIL import Image
-
-        return Image.fromarray(render_dsprites(index_to_factors(np.array([index])))[0] * np.uint8(255))
+        return (render_dsprites(index_to_factors(np.array([index])))[0] * np.uint8(255))[..., None]
 
     def factor_values(self, index: np.ndarray) -> np.ndarray | None:
         """See :meth:`ImageSource.factor_values`."""
