@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnivae.cli import demo, evaluate, look
+from omnivae.cli import demo, encode, evaluate, look
 from omnivae.cli.main import COMMANDS
 from omnivae.cli.parsing import parse
 from omnivae.cli.train import read_run
@@ -48,7 +48,7 @@ def test_commands_parse(argv, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     command, *arguments = argv
     assert command in COMMANDS
-    parsers = {**look.PARSERS, "evaluate": evaluate.build_parser, "demo": demo.build_parser}
+    parsers = {**look.PARSERS, **encode.PARSERS, "evaluate": evaluate.build_parser, "demo": demo.build_parser}
     if command != "train":
         assert parse(parsers[command](), arguments)
     elif "--config" in arguments:

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 import omnivae
-from omnivae.cli import look
+from omnivae.cli import encode, look
 from omnivae.cli.demo import build_parser as demo_parser
 from omnivae.cli.evaluate import build_parser as evaluate_parser
 from omnivae.cli.main import COMMANDS
@@ -22,7 +22,8 @@ def words(text):
 NAMES = words("""
     KL L1 MSE MSSSIM NLL VAE Batch BernoulliLikelihood CategoricalLikelihood Component ConstantSchedule
     CosineSchedule CyclicalSchedule DataConfig DiagonalGaussian DiscretizedLogisticLikelihood GaussianLikelihood
-    GaussianPosterior LaplaceLikelihood Latent LinearSchedule StandardNormal TransVAE VAEOutput beta_vae cnn_vae
+    GaussianPosterior LaplaceLikelihood Latent LatentDataset LinearSchedule PosteriorStore StandardNormal TransVAE
+    VAEOutput beta_vae cnn_vae
     conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
     to_config vit_vae
 """)
@@ -77,6 +78,11 @@ RECIPE_ARGUMENTS = {
 }
 
 OPTIONS = {
+    "encode": """
+        batch_size data.channels data.image_size data.limit data.path data.split dtype num_workers output precision shard_mib
+    """,
+    "decode": "batch_size keys model output precision sample seed",
+    "calibrate": "batch_size data.image_size data.limit data.path data.split num_workers precision store",
     "evaluate": "batch_size data.image_size data.limit data.path data.split json metrics num_samples_nll precision seed",
     "reconstruct": "output precision",
     "sample": "n output precision seed size temperature",
@@ -87,6 +93,9 @@ OPTIONS = {
 }
 
 POSITIONALS = {
+    "encode": "model",
+    "decode": "latents",
+    "calibrate": "model",
     "evaluate": "model",
     "reconstruct": "model files",
     "sample": "model",
@@ -98,7 +107,7 @@ POSITIONALS = {
 
 FLAT_FLAGS = words("--data_dir --output_dir --batch_size --num_epochs --learning_rate --num_gpus --distributed")
 
-PARSERS = {"evaluate": evaluate_parser, **look.PARSERS, "demo": demo_parser}
+PARSERS = {"evaluate": evaluate_parser, **look.PARSERS, **encode.PARSERS, "demo": demo_parser}
 
 
 def assert_frozen(what, found, promised):

@@ -2,6 +2,7 @@
 
 from omnivae.component import Component, from_config, to_config
 from omnivae.data import DataConfig, load_data, preprocess_image, save_image
+from omnivae.data.latents import LatentDataset, PosteriorStore
 from omnivae.distributions import DiagonalGaussian, kl_divergence
 from omnivae.likelihoods import (
     BernoulliLikelihood,
@@ -40,7 +41,9 @@ __all__ = [
     "GaussianPosterior",
     "LaplaceLikelihood",
     "Latent",
+    "LatentDataset",
     "LinearSchedule",
+    "PosteriorStore",
     "StandardNormal",
     "TransVAE",
     "VAEOutput",

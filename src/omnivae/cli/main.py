@@ -14,11 +14,15 @@ from omnivae.component import suggestion
 COMMANDS = {
     "train": ("omnivae.cli.train", "train a model on images, or continue a run"),
     "evaluate": ("omnivae.cli.evaluate", "measure a model on images, with intervals"),
+    "encode": ("omnivae.cli.encode", "write the latents of images into a store"),
+    "decode": ("omnivae.cli.encode", "turn a store of latents back into pictures"),
+    "calibrate": ("omnivae.cli.encode", "measure a model's latents and save the figures with it"),
     "reconstruct": ("omnivae.cli.look", "encode and decode image files"),
     "sample": ("omnivae.cli.look", "draw images from the prior"),
     "interpolate": ("omnivae.cli.look", "walk between images through the latent"),
     "traverse": ("omnivae.cli.look", "vary one latent dimension at a time"),
     "report": ("omnivae.cli.look", "write one self-contained HTML page about a model"),
+    "replay": ("omnivae.cli.replay", "compute a training step that went bad again, and say why it did"),
     "demo": ("omnivae.cli.demo", "train two small models on embedded data and write their reports"),
 }
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -20,6 +19,7 @@ class ChannelMoments:
         channels: number of latent channels.
 
     Example:
+        >>> import torch
         >>> moments = ChannelMoments(2)
         >>> moments.update(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.zeros(2, 2))
         >>> moments.mean.tolist(), moments.std_of_means.tolist(), (moments.std**2).round(6).tolist()

@@ -74,8 +74,8 @@ def load_model(directory: str | Path) -> Any:
     load_exactly(model, tensors, str(path))
     statistics = path / STATISTICS
     if statistics.exists():
-        model.statistics = _read_json(statistics)  # type: ignore[assignment]
-        measured = model.statistics.get("latent")
+        values = _read_json(statistics)
+        measured = values.get("latent")
         if measured is not None and measured.get("model_sha256") != model_hash(path):
             # Whitening with another model's figures would be wrong without looking wrong.
             log.warning(
@@ -83,7 +83,8 @@ def load_model(directory: str | Path) -> Any:
                 path,
                 STATISTICS,
             )
-            del model.statistics["latent"]
+            del values["latent"]
+        model.statistics = values  # type: ignore[assignment]
     return model.eval()
 
 

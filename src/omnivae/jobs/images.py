@@ -1,0 +1,239 @@
+"""Images to encode: every one on its own terms, at its own size where the model takes it, never augmented."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from omnivae.data import DataConfig
+from omnivae.data.datasets import ImageDataset, Transform
+from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
+from omnivae.data.formats import find
+from omnivae.data.loading import split_images
+from omnivae.data.sources import ImageSource, PhotoCropSource
+from omnivae.models import VAE
+
+log = logging.getLogger(__name__)
+
+Part = Literal["all", "train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Posteriors of images of one shape, on the CPU.
+
+    Attributes:
+        numbers: numbers of the images in their list.
+        content: SHA-256 of each image as it is stored.
+        mean: ``[B, C, *S]`` float32.
+        logvar: ``[B, C, *S]`` float32.
+        input_size: spatial size of the images before padding.
+    """
+
+    numbers: list[int]
+    content: list[str]
+    mean: Tensor
+    logvar: Tensor
+    input_size: tuple[int, ...]
+
+
+class ImageList(Dataset):
+    """Images that one model is to encode; an item is ``x``, ``number`` and ``content``, a function of the file alone.
+
+    Args:
+        source: where images come from.
+        indices: which of them, ``[N]``.
+        transform: what is done to them; its height and width count only where it resizes.
+    """
+
+    def __init__(self, source: ImageSource, indices: np.ndarray, transform: Transform) -> None:
+        self.source, self.transform = source, transform
+        keys = [source.key(int(i)) for i in indices]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        self.indices, self.keys = np.asarray(indices)[order], [keys[i] for i in order]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Return height and width of the tensor of image ``i``."""
+        if self.transform.resize:
+            return self.transform.shape[1:]
+        sizes = self.source.sizes
+        height, width = sizes[0] if len(sizes) == 1 else sizes[self.indices[i]]
+        return int(height), int(width)
+
+    def label(self, i: int) -> Any:
+        """Return class name, class number or factor values of image ``i``, ready for JSON, or None."""
+        if self.source.labels is None:
+            return None
+        label = self.source.labels[self.indices[i]].tolist()
+        return self.source.classes[label] if self.source.classes is not None else label
+
+    def content_hash(self, i: int) -> str:
+        """Return the SHA-256 of image ``i`` as it is stored."""
+        return self.source.content_hash(int(self.indices[i]))
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        transform = replace(self.transform, shape=(self.transform.shape[0], *self.size(i)))
+        one = ImageDataset(self.source, self.indices[i : i + 1], split="test", transform=transform)
+        return {"x": one[0]["x"], "number": i, "content": self.content_hash(i)}
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that happens between file and tensor, ready for JSON."""
+        values = self.transform.to_dict()
+        if not self.transform.resize:
+            values["shape"] = [self.transform.shape[0], None, None]
+        return values
+
+
+def images_to_encode(model: VAE, config: DataConfig, *, part: Part = "all", native: bool) -> ImageList:
+    """List the images that a model is to encode, and check that it can.
+
+    Args:
+        model: the model.
+        config: where they are, and how they are prepared.
+        part: which split; "all" for every image.
+        native: keep each image's own size.
+
+    Returns:
+        The images, sorted by key.
+
+    Raises:
+        ValueError: when an image's channels or size do not fit the model; names it.
+    """
+    # Decoding everything once before everything is decoded would cost as much as encoding on a GPU.
+    config = replace(config, image_size=None if native else config.image_size, verify="headers")
+    found = find(config)
+    source = found.source
+    if part == "all":
+        indices = np.unique(np.concatenate(list(found.splits.values())))
+    else:
+        indices = split_images(found, replace(config, limit=None))[part]
+    side = config.image_size or (DEFAULT_PHOTO_SIZE if isinstance(source, PhotoCropSource) else None)
+    binarize = config.binarize
+    if binarize == "stochastic":
+        log.info("images are binarised by threshold, so that a latent is a function of its image")
+        binarize = "threshold"
+    transform = Transform(
+        shape=(model.in_channels, side or 0, side or 0),
+        resize=side is not None,
+        channels=config.channels,
+        value_range=model.value_range,
+        binarize=binarize,
+    )
+    images = ImageList(source, indices, transform)
+    if config.limit is not None and config.limit < len(images):
+        # The order of the splits, mixed by hash, so that a few images stand for all.
+        mixed = sorted(range(len(images)), key=lambda i: hashlib.sha256(images.keys[i].encode()).digest())
+        images = ImageList(source, images.indices[mixed[: config.limit]], transform)
+    if not len(images):
+        raise ValueError(f"{config.path} has no images in the split {part!r}")
+    _check(model, images, config)
+    return images
+
+
+def _check(model: VAE, images: ImageList, config: DataConfig) -> None:
+    channels = images.source.channels
+    if config.channels is None:
+        for i in range(len(images)):
+            stored = int(channels[0] if len(channels) == 1 else channels[images.indices[i]])
+            if stored != model.in_channels:
+                raise ValueError(
+                    f"{images.keys[i]} has {stored} channels and the model takes {model.in_channels}: set "
+                    "--data.channels to convert, or leave the image out"
+                )
+    elif config.channels != model.in_channels:
+        raise ValueError(
+            f"got --data.channels {config.channels}; the model takes {model.in_channels}: leave it out, or convert the images"
+        )
+    seen: set[tuple[int, int]] = set()
+    for i in range(len(images)):
+        size = images.size(i)
+        if size not in seen:
+            seen.add(size)
+            try:
+                model.padded_size(size)
+            except ValueError as error:
+                raise ValueError(f"{images.keys[i]}: {error}") from error
+
+
+def plan_batches(images: ImageList, numbers: list[int], batch_size: int) -> list[list[int]]:
+    """Group images of one size into batches, in an order that depends on nothing but the images.
+
+    Args:
+        images: all images.
+        numbers: those to encode.
+        batch_size: images at once.
+
+    Returns:
+        Numbers in lists of at most ``batch_size``.
+    """
+    if batch_size < 1:
+        raise ValueError(f"got batch_size={batch_size}; expected 1 or more")
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i in sorted(numbers):
+        groups.setdefault(images.size(i), []).append(i)
+    return [
+        group[start : start + batch_size]
+        for _, group in sorted(groups.items())
+        for start in range(0, len(group), batch_size)
+    ]
+
+
+@torch.inference_mode()
+def encode_batches(
+    model: VAE, images: ImageList, batches: list[list[int]], *, num_workers: int = 0
+) -> Iterator[EncodedBatch]:
+    """Encode batch after batch; nothing of a batch is kept when the next one comes.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        images: the images.
+        batches: numbers of images of one size each, see :func:`plan_batches`.
+        num_workers: processes that read and decode images; 0 does so in this one.
+
+    Yields:
+        Posteriors on the CPU.
+
+    Raises:
+        ValueError: when an image cannot be decoded, or the model's posterior is not a Gaussian.
+    """
+    if num_workers < 0:
+        raise ValueError(f"got num_workers={num_workers}; expected 0 or more")
+    device = next(model.parameters()).device
+    loader = DataLoader(
+        images,
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        posterior = model.encode(batch["x"].to(device, non_blocking=True))
+        if not (hasattr(posterior, "mean") and hasattr(posterior, "logvar")):
+            raise ValueError(
+                f"the posterior of this {type(model).__name__} is a {type(posterior).__name__} without mean and logvar; a "
+                "posterior store holds Gaussian posteriors"
+            )
+        size = posterior.input_size
+        assert size is not None, "encode records the size of its images"
+        yield EncodedBatch(
+            batch["number"], batch["content"], posterior.mean.float().cpu(), posterior.logvar.float().cpu(), size
+        )
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "x": torch.stack([item["x"] for item in items]),
+        "number": [item["number"] for item in items],
+        "content": [item["content"] for item in items],
+    }
