@@ -98,7 +98,7 @@ def test_layout_is_chosen_by_the_number_of_axes(dim):
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="got precision='fp8'; expected 'auto', 'bf16' or '32'"):
+    with pytest.raises(ValueError, match="got precision='fp8'; expected 'auto', 'bf16', '16' or '32'"):
         for_inference(MODELS["conv"](), precision="fp8")
 
 

@@ -40,7 +40,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the posterior noise and the bootstrap")
     parser.add_argument(
         "--precision",
-        type=Literal["32", "bf16", "auto"],
+        type=Literal["32", "bf16", "16", "auto"],
         default="32",
         help="of the networks; 32: the model's own figures",
     )

@@ -13,7 +13,7 @@ from omnivae.cli.parsing import make_parser, parse
 def _add_precision(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
-        type=Literal["auto", "32", "bf16"],
+        type=Literal["auto", "32", "bf16", "16"],
         default="auto",
         help="of the networks; auto: bf16 where the device computes in it natively",
     )

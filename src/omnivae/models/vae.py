@@ -123,6 +123,12 @@ class VAE(nn.Module, Component):
             return ()
         return tuple(n // self.encoder.stride for n in self.padded_size(size))
 
+    @property
+    def float32_modules(self) -> tuple[str, ...]:
+        """Parts that stay in float32 in low-precision inference, because the low precision cannot hold what they compute."""
+        parts = (getattr(network, "float32_modules", ()) for network in (self.encoder, self.decoder))
+        return tuple(name for names in parts for name in names)
+
     # -- the model
 
     def encode(self, x: Tensor, cond: Tensor | None = None) -> DiagonalGaussian:
@@ -423,6 +429,8 @@ class VAE(nn.Module, Component):
 def _cast(x: Tensor, network: Any) -> Tensor:
     # A model cast to bfloat16 as a whole still samples in float32; under autocast the layers cast for themselves.
     parameter = next(network.parameters(), None)
+    if hasattr(network, "float32_modules"):
+        return x  # set up for low-precision inference: it casts its own inputs
     if parameter is None or torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(parameter.dtype)

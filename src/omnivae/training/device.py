@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-Precision = Literal["auto", "bf16", "32"]
+from omnivae.training.precision import Guard, sample_calls, to_float16
+
+Precision = Literal["auto", "bf16", "16", "32"]
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -32,18 +34,30 @@ def native_bf16(device: torch.device | str = "cpu") -> bool:
 
 
 def for_inference(
-    model: nn.Module, *, precision: Precision = "auto", channels_last: bool | Literal["auto"] = "auto"
+    model: nn.Module,
+    *,
+    precision: Precision = "auto",
+    channels_last: bool | Literal["auto"] = "auto",
+    sample: Tensor | None = None,
 ) -> nn.Module:
     """Set a VAE up for fast inference on the device that it is on, in place.
 
     Encoder and decoder change precision and memory layout. Posterior, prior, likelihood and batch statistics stay as they
     are, so latents and densities are still computed in float32. Outputs stay within 3 % (relative RMSE) of float32 in
-    bfloat16, and are equal up to rounding in another layout.
+    bfloat16, within 2 % in float16, and are equal up to rounding in another layout.
+
+    float16 ends at 65,504. What a model computes beyond it, or below float16's digits, is found by running sample images
+    and stays in float32 (see :func:`~omnivae.training.precision.to_float16` for what that costs); ``model.float32_modules``
+    lists those parts, and a warning names them. In both low precisions a result that is not finite is computed again in
+    float32, and the part at fault stays there from then on.
 
     Args:
         model: a VAE; not for training afterwards: its weights are rounded.
-        precision: "bf16", "32" (leaves the weights alone), or "auto": bf16 where the device computes in it natively.
+        precision: "16" (for GPUs; CPUs compute it slowly), "bf16", "32" (leaves the weights alone), or "auto": bf16 where
+            the device computes in it natively.
         channels_last: layout of convolution weights; "auto" switches it on.
+        sample: images in the value range ``[B, C, *S]`` to look for overflow with; noise, black, white and smooth images
+            by default. Only float16 needs it.
 
     Returns:
         The model, in evaluation mode.
@@ -51,19 +65,23 @@ def for_inference(
     Raises:
         ValueError: for an unknown precision.
     """
-    if precision not in ("auto", "bf16", "32"):
-        raise ValueError(f"got precision={precision!r}; expected 'auto', 'bf16' or '32'")
+    if precision not in get_args(Precision):
+        raise ValueError(f"got precision={precision!r}; expected 'auto', 'bf16', '16' or '32'")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    low = precision == "bf16" or (precision == "auto" and native_bf16(device))
-    for network in (model.encoder, model.decoder):
-        for module in cast("nn.Module", network).modules():
+    networks = {"encoder": cast("nn.Module", model.encoder), "decoder": cast("nn.Module", model.decoder)}
+    model.eval()
+    if channels_last:
+        for module in (module for network in networks.values() for module in network.modules()):
             for parameter in module.parameters(recurse=False):
-                # Batch statistics and their scales are float32 beside low-precision activations in every kernel of torch.
-                if low and not isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    parameter.data = parameter.data.to(torch.bfloat16)
-                if channels_last and parameter.ndim in _LAYOUT and isinstance(module, nn.modules.conv._ConvNd):
+                if parameter.ndim in _LAYOUT and isinstance(module, nn.modules.conv._ConvNd):
                     parameter.data = parameter.data.contiguous(memory_format=_LAYOUT[parameter.ndim])
-    return model.eval()
+    if precision == "16":
+        for name, calls in sample_calls(model, networks, sample).items():
+            to_float16(networks[name], name, calls)
+    elif precision == "bf16" or (precision == "auto" and native_bf16(device)):
+        for name, network in networks.items():
+            Guard(network, name, torch.bfloat16).keep(())
+    return model
 
 
 def keep_freed_memory() -> bool:
