@@ -50,7 +50,8 @@ class Header:
         channels: channels after decoding.
         bit_depth: bits of a stored sample.
         dtype: numpy's name of the decoded samples' type.
-        mode: colour mode in Pillow's letters ("L", "RGBA", "P", ...); "N" for channels that are no colours.
+        mode: colour mode in Pillow's letters ("L", "RGBA", "P", ...; "RGBa" has colours multiplied with alpha); "N" for
+            channels that are no colours, "RGBX" for colours with such channels behind them.
         format: "PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF" or "NPY".
         axes: order of the stored axes, from Y, X and C (TIFF also S: samples of one pixel).
         container: metadata of a TIFF: "ome", "imagej" or "".

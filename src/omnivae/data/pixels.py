@@ -170,8 +170,9 @@ def convert_channels(array: np.ndarray, channels: int | None) -> np.ndarray:
         from PIL import Image
 
         return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))[..., None]
-    # In float64 and rounded once, so that equal channels stay what they are.
-    return (colours.astype(np.float64) @ _LUMA).astype(np.float32)[..., None]
+    # In float64 and rounded once, so that three equal channels become what they were.
+    luma = (colours.astype(np.float64) @ _LUMA)[..., None]
+    return luma if array.dtype == np.float64 else luma.astype(np.float32)
 
 
 def to_unit(array: np.ndarray, black: float, white: float) -> np.ndarray:

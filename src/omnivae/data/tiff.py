@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -14,6 +16,7 @@ from omnivae.data.pillow import read_pillow, read_pillow_header, upright
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274
 _JPEG = (6, 7, 34892)
+_reading = threading.local()
 _ALPHA, _PREMULTIPLIED = 2, 1
 
 
@@ -85,24 +88,38 @@ def _series(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
     """Open a TIFF file and give its only image series."""
     import tifffile
 
+    logging.getLogger("tifffile").addFilter(_not_while_reading)
     file.seek(0)
+    _reading.now = True
     try:
         # Files that an OME-TIFF refers to are not followed: they would be read from wherever it says.
         tif = tifffile.TiffFile(file, _multifile=False)
     except Exception as error:
         raise damaged(name, error) from error
-    with tif:
-        try:
-            series = [s for s in tif.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)]
-        except Exception as error:
-            raise damaged(name, error) from error
-        if not series:
-            raise damaged(name, "it holds no image")
-        if len(series) > 1:
-            raise ValueError(
-                f"{name} holds {len(series)} images of different kinds; expected one: write each to a file of its own"
-            )
-        yield tif, series[0]
+    else:
+        with tif:
+            yield tif, _only_series(tif, name)
+    finally:
+        _reading.now = False
+
+
+def _not_while_reading(record: logging.LogRecord) -> bool:
+    """Keep tifffile's remarks on a file out of the log while it is read here: what matters is raised, with its name."""
+    return not getattr(_reading, "now", False)
+
+
+def _only_series(tif: Any, name: str) -> Any:
+    try:
+        series = [s for s in tif.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)]
+    except Exception as error:
+        raise damaged(name, error) from error
+    if not series:
+        raise damaged(name, "it holds no image")
+    if len(series) > 1:
+        raise ValueError(
+            f"{name} holds {len(series)} images of different kinds; expected one: write each to a file of its own"
+        )
+    return series[0]
 
 
 def _needs_pillow(series: Any) -> bool:
@@ -178,8 +195,8 @@ def _mode(page: Any, other: str, channels: int, dtype: np.dtype, name: str) -> t
         if inverted and mode == "LA":
             raise ValueError(f"{name} stores white as 0 beside an alpha channel: convert it")
         return mode, inverted
-    if kind == "RGB":
-        return "N", False
+    if kind == "RGB" and samples > 3:
+        return "RGBX", False
     raise ValueError(
         f"{name} stores colours as {kind} with {samples} samples of type {dtype}; expected grey, RGB, a palette or 8-bit "
         "CMYK: convert it"
