@@ -1,38 +1,48 @@
-"""Readers of packed data sets: MNIST's idx files (LeCun, Cortes, Burges) and CIFAR-10 in Parquet (Krizhevsky, 2009)."""
+"""Readers of packed data sets: MNIST's idx files (LeCun, Cortes, Burges) and CIFAR-10 (Krizhevsky, 2009)."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from omnivae.data.images import read_header
-from omnivae.data.sources import ArraySource, EncodedSource, Found
+from omnivae.data.config import DataConfig
+from omnivae.data.naming import to_classes
+from omnivae.data.parquet import open_row_groups, read_columns
+from omnivae.data.sources import ArraySource, Found
+from omnivae.data.stored import Collection, NumberedKeys, collect
+from omnivae.data.tables import kind_of, open_table
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+FASHION_CLASSES = [
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+]  # fmt: skip
 
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
+_CIFAR10_ROW = 1 + 3 * 32 * 32
 
 
 def is_mnist(folder: Path) -> bool:
     """Return whether a folder holds MNIST's training images as an idx file."""
-    return _find_idx(folder, "train-images", "idx3-ubyte") is not None
+    return folder.is_dir() and _find_idx(folder, "train-images", "idx3-ubyte") is not None
 
 
 def is_cifar10(folder: Path) -> bool:
-    """Return whether a folder holds Parquet files named as CIFAR-10's."""
-    return any(folder.glob("train*.parquet"))
+    """Return whether a folder holds CIFAR-10: its binary files, or Parquet in a folder that is called so."""
+    if not folder.is_dir():
+        return False
+    called = folder.resolve().name.lower().replace("-", "").replace("_", "")
+    return (folder / "data_batch_1.bin").is_file() or ("cifar10" in called and any(folder.glob("train*.parquet")))
 
 
-def read_mnist(folder: Path) -> Found:
+def read_mnist(folder: Path, *, fashion: bool | None = None) -> Found:
     """Read the four idx files of MNIST (or a data set in its layout), gzipped or plain.
 
     Args:
         folder: holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with ``t10k``.
+        fashion: whether the classes are Fashion-MNIST's (Xiao, Rasul and Vollgraf, 2017); None to tell by the folder's name.
 
     Returns:
         All images; the official training and test splits.
@@ -50,84 +60,99 @@ def read_mnist(folder: Path) -> Found:
         labels.append(y)
     if images[0].shape[1:] != images[1].shape[1:]:
         raise ValueError(f"{folder}: training images are {images[0].shape[1:]} but test images {images[1].shape[1:]}")
+    if fashion is None:
+        fashion = "fashion" in folder.resolve().name.lower()
     first = len(images[0])
-    all_labels = np.concatenate(labels).astype(np.int64)
+    all_labels, classes = to_classes(
+        np.concatenate(labels).tolist(), f"{folder}: labels", FASHION_CLASSES if fashion else None
+    )
+    prefix = "fashion-mnist" if fashion else "mnist"
     source = ArraySource(
         folder.resolve().name,
         np.concatenate(images),
         labels=all_labels,
-        classes=[str(i) for i in range(int(all_labels.max()) + 1)],
-        key_starts={"mnist/train": 0, "mnist/test": first},
+        classes=classes,
+        key_starts={f"{prefix}/train": 0, f"{prefix}/test": first},
     )
     return Found(source, {"train": np.arange(first), "test": np.arange(first, len(source))})
 
 
-def read_cifar10(folder: Path) -> Found:
-    """Read CIFAR-10 from Parquet files with columns ``image {bytes, path}`` and ``label``.
+def read_cifar10(folder: Path, config: DataConfig) -> Found:
+    """Read CIFAR-10: its binary version, or Parquet files with columns ``image {bytes, path}`` and ``label``.
 
     Args:
-        folder: holds ``train*.parquet`` and ``test*.parquet``, and may hold ``classes.txt``.
+        folder: holds ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin``, or ``train*.parquet`` and
+            ``test*.parquet``; may hold ``classes.txt``.
+        config: says how encoded images are checked.
 
     Returns:
         All images; the official training and test splits.
 
     Raises:
         FileNotFoundError: when a file is missing.
-        ValueError: when a file is not Parquet or lacks the columns.
+        ValueError: when a file is damaged.
     """
-    import pyarrow as pa
-
-    files, labels = [], []
-    for part in ("train", "test"):
-        paths = sorted(folder.glob(f"{part}*.parquet"))
-        if not paths:
-            raise FileNotFoundError(f"no {part}*.parquet in {folder}: CIFAR-10 needs a train and a test file")
-        for path in paths:
-            column, numbers = _read_table(path)
-            files.append((part, column))
-            labels.append(numbers)
-    first = sum(len(array) for part, array in files if part == "train")
-    array = pa.chunked_array([chunk for _, column in files for chunk in column.chunks])
-    if first == 0 or first == len(array):
-        raise ValueError(f"{folder} has {first} training and {len(array) - first} test images; expected some of each")
-    header = read_header(io.BytesIO(array[0].as_py()), "cifar10/train/00000")
     names = folder / "classes.txt"
     classes = names.read_text(encoding="utf-8").split("\n") if names.is_file() else CIFAR10_CLASSES
     classes = [name.strip() for name in classes if name.strip()]
-    all_labels = np.concatenate(labels).astype(np.int64)
-    if all_labels.min() < 0 or all_labels.max() >= len(classes):
+    if (folder / "data_batch_1.bin").is_file():
+        return _read_cifar10_binary(folder, classes)
+    paths, labels, first = [], [], 0
+    for part in ("train", "test"):
+        found = sorted(folder.glob(f"{part}*.parquet"))
+        if not found:
+            raise FileNotFoundError(
+                f"no {part}*.parquet in {folder}: CIFAR-10 needs a train and a test file (or data_batch_1.bin to 5 and "
+                "test_batch.bin)"
+            )
+        for path in found:
+            labels += _read_labels(path)
+            paths.append(path)
+        first = len(labels) if part == "train" else first
+    if first in (0, len(labels)):
+        raise ValueError(f"{folder} has {first} training and {len(labels) - first} test images; expected some of each")
+    numbers, classes = to_classes(labels, f"{folder}: labels", classes)
+    blobs = open_row_groups(paths, "image")
+    keys = NumberedKeys({"cifar10/train": 0, "cifar10/test": first}, len(labels))
+    splits = np.repeat(["train", "test"], [first, len(labels) - first])
+    return collect(Collection(folder.resolve().name, blobs, keys, splits, numbers, classes, containers=paths), config)
+
+
+def _read_labels(path: Path) -> list[int]:
+    try:
+        columns = open_table(path).columns
+        if kind_of(columns["image"]) != "struct":
+            raise KeyError(f"image is {columns['image']}")
+        return read_columns(path, ["label"])["label"]
+    except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{folder}: labels run from {all_labels.min()} to {all_labels.max()} but there are {len(classes)} classes"
-        )
-    source = EncodedSource(
+            f"{path} is not a Parquet file with columns image {{bytes, path}} and label ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _read_cifar10_binary(folder: Path, classes: list[str]) -> Found:
+    """Read rows of one label and 3 x 32 x 32 bytes each, plane by plane."""
+    parts = []
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"no {name} in {folder}: CIFAR-10 needs data_batch_1.bin to 5 and test_batch.bin")
+        size = path.stat().st_size
+        if size == 0 or size % _CIFAR10_ROW:
+            raise ValueError(
+                f"{path} has {size} bytes; expected images of {_CIFAR10_ROW} each: it is truncated, fetch it again"
+            )
+        parts.append(np.fromfile(path, dtype=np.uint8).reshape(-1, _CIFAR10_ROW))
+    rows, first = np.concatenate(parts), sum(map(len, parts[:-1]))
+    labels, classes = to_classes(rows[:, 0].tolist(), f"{folder}: labels", classes)
+    source = ArraySource(
         folder.resolve().name,
-        array,
-        size=(header.height, header.width),
-        channels=header.channels,
-        labels=all_labels,
+        rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
+        labels=labels,
         classes=classes,
         key_starts={"cifar10/train": 0, "cifar10/test": first},
     )
     return Found(source, {"train": np.arange(first), "test": np.arange(first, len(source))})
-
-
-def _read_table(path: Path) -> tuple[Any, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=["image", "label"])
-        column = pa.chunked_array([chunk.field("bytes") for chunk in table["image"].chunks], type=pa.binary())
-        labels = table["label"].to_numpy()
-    except (pa.ArrowException, KeyError, AttributeError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a Parquet file with columns image {{bytes, path}} and label ({str(error).splitlines()[0]})"
-        ) from error
-    if column.null_count or table["label"].null_count:
-        raise ValueError(
-            f"{path} has {column.null_count} rows without image bytes and {table['label'].null_count} without label"
-        )
-    return column, labels
 
 
 def _find_idx(folder: Path, stem: str, kind: str) -> Path | None:

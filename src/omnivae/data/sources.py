@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +16,10 @@ from omnivae.data.images import read_image
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+#: Bytes at each end of a file that its fingerprint looks at.
+_ENDS = 32 * 1024
 
 
 class ImageSource:
@@ -58,6 +61,10 @@ class ImageSource:
     def content_hash(self, index: int) -> str:
         """Return the SHA-256, in hexadecimal, of an image as it is stored: of the file, or of the pixels in memory."""
         return array_hash(self.read(index))
+
+    def fingerprint(self, index: int) -> str:
+        """Return a short text that changes when an image does, cheaper than :meth:`content_hash` where that is possible."""
+        return self.content_hash(index)[:16]
 
     def describe(self, headers: Sequence[Header]) -> None:
         """Take sizes, channels, modes and types from the headers of all images, in their order."""
@@ -150,13 +157,17 @@ class FileSource(ImageSource):
         with (self.root / self.paths[index]).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def fingerprint(self, index: int) -> str:
+        """See :meth:`ImageSource.fingerprint`: the size, and the SHA-256 of the first and last 32 KiB."""
+        return file_fingerprint(self.root / self.paths[index])
+
 
 class ArraySource(ImageSource):
-    """Grey images in memory.
+    """Images in memory.
 
     Args:
         name: name of the data set.
-        images: ``[N, H, W]``, uint8, or float32 in [0, 1].
+        images: ``[N, H, W]`` (grey) or ``[N, H, W, C]``, uint8, or float32 in [0, 1].
         labels: class indices ``[N]``.
         classes: names of the classes.
         key_starts: prefix of the keys and the number of the first image that has it, in ascending order.
@@ -172,7 +183,8 @@ class ArraySource(ImageSource):
         key_starts: dict[str, int],
     ) -> None:
         self.name, self.images, self.labels, self.classes = name, images, labels, classes
-        self.sizes, self.channels = np.array([images.shape[1:]]), np.array([1])
+        self.sizes = np.array([images.shape[1:3]])
+        self.channels = np.array([1 if images.ndim == 3 else images.shape[3]])
         self.dtypes = np.array([images.dtype.name])
         self._key_starts = key_starts
 
@@ -185,55 +197,12 @@ class ArraySource(ImageSource):
 
     def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
-        return self.images[index][..., None]
+        image = self.images[index]
+        return image[..., None] if image.ndim == 2 else image
 
     def content_hash(self, index: int) -> str:
         """See :meth:`ImageSource.content_hash`."""
         return array_hash(self.images[index])
-
-
-class EncodedSource(ImageSource):
-    """Encoded image files in memory, as Parquet tables hold them.
-
-    Args:
-        name: name of the data set.
-        files: an Arrow array of binary, or a list of bytes.
-        size: height and width, which all images share.
-        channels: stored channels, which all images share.
-        labels: class indices ``[N]``.
-        classes: names of the classes.
-        key_starts: prefix of the keys and the number of the first image that has it, in ascending order.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        files: Any,
-        *,
-        size: tuple[int, int],
-        channels: int,
-        labels: np.ndarray,
-        classes: list[str],
-        key_starts: dict[str, int],
-    ) -> None:
-        self.name, self.files, self.labels, self.classes = name, files, labels, classes
-        self.sizes, self.channels = np.array([size]), np.array([channels])
-        self._key_starts = key_starts
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def key(self, index: int) -> str:
-        """See :meth:`ImageSource.key`."""
-        return _numbered_key(self._key_starts, index)
-
-    def read(self, index: int) -> np.ndarray:
-        """See :meth:`ImageSource.read`."""
-        return read_image(io.BytesIO(self.files[index].as_py()), self.key(index), self.options)
-
-    def content_hash(self, index: int) -> str:
-        """See :meth:`ImageSource.content_hash`."""
-        return hashlib.sha256(self.files[index].as_py()).hexdigest()
 
 
 class PhotoCropSource(ImageSource):
@@ -263,6 +232,10 @@ class PhotoCropSource(ImageSource):
             return f"{self.name}/train/{index:05d}-{self.names[photo]}"
         return f"{self.name}/{self.names[photo]}/x{left}-y{top}"
 
+    def fingerprint(self, index: int) -> str:
+        """See :meth:`ImageSource.fingerprint`: these images are made by this package and cannot change by themselves."""
+        return "generated"
+
     def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
         photo, left, top, right, bottom = self.boxes[index]
@@ -285,6 +258,10 @@ class DspritesSource(ImageSource):
     def key(self, index: int) -> str:
         """See :meth:`ImageSource.key`."""
         return f"dsprites/{index:06d}"
+
+    def fingerprint(self, index: int) -> str:
+        """See :meth:`ImageSource.fingerprint`: these images are made by this package and cannot change by themselves."""
+        return "generated"
 
     def read(self, index: int) -> np.ndarray:
         """See :meth:`ImageSource.read`."""
@@ -315,3 +292,21 @@ def array_hash(array: np.ndarray) -> str:
 def _numbered_key(starts: dict[str, int], index: int) -> str:
     prefix, start = [(p, s) for p, s in starts.items() if s <= index][-1]
     return f"{prefix}/{index - start:05d}"
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return a file's size and a hash of its two ends, which tells edited and truncated files from the original.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Short text; independent of the file's name and time.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_ENDS))
+        if size > 2 * _ENDS:
+            file.seek(size - _ENDS)
+        digest.update(file.read(_ENDS))
+    return f"{size:x}-{digest.hexdigest()[:16]}"
