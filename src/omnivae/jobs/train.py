@@ -23,6 +23,8 @@ from omnivae.training import CHECKPOINTS, FitResult, fit
 
 log = logging.getLogger(__name__)
 
+#: What a model remembers of its data section, to see other images the way it saw those.
+PREPARATION = ("image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
 CONFIG, REPORT, MODEL, PICTURES = "config.yaml", "report.html", "model", "pictures"
 #: What a report evaluates, on so many test images.
 REPORT_METRICS, REPORT_IMAGES = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl"), 256
@@ -102,12 +104,7 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         load_exactly(model, VAE.from_pretrained(config.checkpoint).state_dict(), config.checkpoint)
     model.statistics = model.statistics | {
         "image_size": list(splits.image_size),
-        "data": {
-            "name": splits.name,
-            "image_size": config.data.image_size,
-            "channels": config.data.channels,
-            "binarize": config.data.binarize,
-        },
+        "data": {"name": splits.name} | {name: getattr(config.data, name) for name in PREPARATION},
     }
     return model, losses, splits
 
@@ -274,5 +271,5 @@ def data_for(model: VAE, path: str | None, base: DataConfig | None) -> DataConfi
     if base is not None:
         return base if path is None else replace(base, path=path, format="auto" if path != base.path else base.format)
     known = model.statistics.get("data", {})
-    prepared = {name: known[name] for name in ("image_size", "channels", "binarize") if known.get(name) is not None}
+    prepared = {name: known[name] for name in PREPARATION if known.get(name) is not None}
     return DataConfig(path=str(path), **prepared)
