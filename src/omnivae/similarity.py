@@ -24,19 +24,23 @@ def ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
         ``[B]``. Where an axis is shorter than the Gaussian window (11), it becomes a uniform one of
         the largest odd size that fits.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    value, _ = _ssim(a, b, data_range)
+    return value
 
-    kernel = _kernel(min(a.shape[2:]))
-    value = structural_similarity_index_measure(
-        at_least_float32(a),
-        at_least_float32(b),
-        gaussian_kernel=kernel == KERNEL_SIZE,
-        kernel_size=kernel,
-        data_range=data_range,
-        reduction="none",
-    )
-    assert isinstance(value, Tensor)
-    return value.reshape(len(a))
+
+def ssim_map(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
+    """Return the structural similarity at each pixel and channel; its mean is :func:`ssim`.
+
+    Args:
+        a: images ``[B, C, *S]`` with two or three spatial axes.
+        b: images of the same shape.
+        data_range: highest minus lowest possible value.
+
+    Returns:
+        ``[B, C, *S]``.
+    """
+    _, values = _ssim(a, b, data_range)
+    return values
 
 
 def ms_ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
@@ -92,6 +96,22 @@ def num_scales(smallest_axis: int) -> int:
         if smallest_axis >> (n - 1) >= KERNEL_SIZE and smallest_axis // max(1, n - 1) ** 2 > KERNEL_SIZE - 1
     ]
     return max(fits, default=0)
+
+
+def _ssim(a: Tensor, b: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    kernel = _kernel(min(a.shape[2:]))
+    value, values = structural_similarity_index_measure(
+        at_least_float32(a),
+        at_least_float32(b),
+        gaussian_kernel=kernel == KERNEL_SIZE,
+        kernel_size=kernel,
+        data_range=data_range,
+        reduction="none",
+        return_full_image=True,
+    )
+    return value.reshape(len(a)), values
 
 
 def _kernel(smallest_axis: int) -> int:

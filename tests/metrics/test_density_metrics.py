@@ -9,8 +9,8 @@ import torch
 from linear_model import LATENTS, PIXELS, ListDataset, log_evidence
 from torch.distributions import Distribution, Independent, MixtureSameFamily, Normal
 
-from omnivae.metrics import evaluate
-from omnivae.metrics.inference import Inference, LatentStatistics
+from omnivae.metrics import LatentStatistics, evaluate
+from omnivae.metrics.inference import Inference
 from omnivae.priors import Prior
 
 

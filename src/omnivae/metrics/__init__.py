@@ -1,22 +1,30 @@
-"""Metrics: one function each, and ``evaluate``, which runs them over a dataset."""
+"""Metrics: one function each; ``evaluate`` runs them over a dataset, and ``compare`` tells two evaluations apart."""
 
+from omnivae.metrics.card import Provenance
+from omnivae.metrics.comparison import Comparison, Difference, compare
 from omnivae.metrics.density import active_units, bits_per_dim, elbo, kl, kl_per_dimension, nll
 from omnivae.metrics.evaluation import Evaluation, MetricResult
 from omnivae.metrics.image import l1, ms_ssim, mse, psnr, ssim
-from omnivae.metrics.inference import Inference, LatentStatistics
+from omnivae.metrics.inference import Inference
+from omnivae.metrics.intervals import bootstrap_interval
+from omnivae.metrics.latents import LatentStatistics
 from omnivae.metrics.registry import METRICS, Metric, metric
-from omnivae.metrics.runner import bootstrap_interval, evaluate
+from omnivae.metrics.runner import evaluate
 
 __all__ = [
     "METRICS",
+    "Comparison",
+    "Difference",
     "Evaluation",
     "Inference",
     "LatentStatistics",
     "Metric",
     "MetricResult",
+    "Provenance",
     "active_units",
     "bits_per_dim",
     "bootstrap_interval",
+    "compare",
     "elbo",
     "evaluate",
     "kl",

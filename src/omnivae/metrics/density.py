@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor
 
-from omnivae.metrics.inference import Inference, LatentStatistics
+from omnivae.metrics.inference import Inference
+from omnivae.metrics.latents import LatentStatistics
 from omnivae.metrics.registry import metric
 
 #: A dimension is active where its posterior mean varies more than this over the data (Burda et al. 2016, section 5.2).
@@ -18,6 +19,7 @@ ACTIVE_VARIANCE = 0.01
     better="higher",
     meaning="Evidence lower bound: reconstruction log-likelihood minus KL, a lower bound of log p(x).",
     scope="inference",
+    comparable="likelihood",
 )
 def elbo(inference: Inference) -> Tensor:
     """Return the evidence lower bound of each image, ``E_q[log p(x|z)] - KL(q || p)`` (Kingma & Welling 2013, eq. 3).
@@ -40,6 +42,7 @@ def elbo(inference: Inference) -> Tensor:
     better="lower",
     meaning="Negative log-likelihood by importance weighting (IWAE): an upper bound of -log p(x), tighter than -ELBO.",
     scope="inference",
+    comparable="likelihood",
 )
 def nll(inference: Inference) -> Tensor:
     """Return the importance-weighted bound of each image (Burda et al., Importance Weighted Autoencoders, 2016, eq. 8).
@@ -56,7 +59,13 @@ def nll(inference: Inference) -> Tensor:
     return math.log(len(log_weights)) - log_weights.logsumexp(0)
 
 
-@metric(unit="nats", better="lower", meaning="KL divergence of the posterior from the prior.", scope="inference")
+@metric(
+    unit="nats",
+    better="lower",
+    meaning="KL divergence of the posterior from the prior.",
+    scope="inference",
+    masks=True,
+)
 def kl(inference: Inference) -> Tensor:
     """Return KL(q || p) of each image: exact where it has a closed form, else averaged over the ELBO's samples.
 
@@ -75,6 +84,7 @@ def kl(inference: Inference) -> Tensor:
     better="lower",
     meaning="-ELBO in bits a pixel value; can be negative where the likelihood is a density.",
     scope="inference",
+    comparable="likelihood",
 )
 def bits_per_dim(inference: Inference) -> Tensor:
     """Return ``-ELBO / (D ln 2)`` of each image, D its number of pixel values.
@@ -93,6 +103,7 @@ def bits_per_dim(inference: Inference) -> Tensor:
     better="higher",
     meaning=f"Latent dimensions whose posterior mean varies over the images, Var_x(E[z]) > {ACTIVE_VARIANCE}.",
     scope="dataset",
+    masks=True,
 )
 def active_units(statistics: LatentStatistics) -> float:
     """Return how many latent dimensions are in use (Burda et al. 2016, section 5.2).

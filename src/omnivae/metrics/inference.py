@@ -1,4 +1,4 @@
-"""What the metrics look at: the model's view of one batch, and running statistics of its latents.
+"""What the metrics look at: the model's view of one group of images.
 
 Randomness belongs to the image, not to the batch: each image's posterior samples come from a generator seeded with the
 run's seed and the SHA-256 of the image's key, so batch size and order change nothing.
@@ -108,7 +108,10 @@ class Inference:
         q = self.posterior
         # Samples a draw: a function of the image's own size only, so that the noise does not depend on the batch.
         per_draw = min(num_samples, max(1, DECODE_BUDGET // max(self.x[0].numel(), q.mean[0].numel())))
-        images = max(1, DECODE_BUDGET // (per_draw * max(self.x[0].numel(), q.mean[0].numel())))
+        images = min(len(self.x), max(1, DECODE_BUDGET // (per_draw * max(self.x[0].numel(), q.mean[0].numel()))))
+        # Parts of one size: a smaller last part could run through other kernels, whose last digits differ.
+        while len(self.x) % images:
+            images -= 1
         likelihoods, ratios = [], []
         for start in range(0, len(self.x), images):
             part = slice(start, start + images)
@@ -155,57 +158,6 @@ class Inference:
             likelihoods.append(torch.cat(part_likelihoods))
             ratios.append(torch.cat(part_ratios))
         return torch.cat(likelihoods, dim=1), torch.cat(ratios, dim=1)
-
-
-class LatentStatistics:
-    """Running moments of the posterior means over a dataset, and of the KL of each latent dimension.
-
-    A dimension is an element of a vector latent, or a channel of a spatial one.
-    """
-
-    def __init__(self) -> None:
-        self._moments: dict[tuple[int, ...], tuple[int, Tensor, Tensor]] = {}
-        self._kl: dict[str, Tensor] = {}
-
-    def update(self, inference: Inference) -> None:
-        """Take in one batch.
-
-        Args:
-            inference: the batch; posteriors that are not Gaussian leave no trace.
-        """
-        q = inference.posterior
-        if not isinstance(q, DiagonalGaussian):
-            return
-        for mean in q.mean.double().cpu():
-            count, centre, squares = self._moments.get(
-                tuple(mean.shape), (0, torch.zeros_like(mean), torch.zeros_like(mean))
-            )
-            # Welford's update: no cancellation where the mean is far from zero.
-            count += 1
-            delta = mean - centre
-            centre = centre + delta / count
-            self._moments[tuple(mean.shape)] = (count, centre, squares + delta * (mean - centre))
-        if inference.kl_elements is not None:
-            kl = inference.kl_elements.double().unsqueeze(-1).flatten(2).sum(-1)
-            self._kl.update(zip(inference.keys, kl.cpu(), strict=True))
-
-    def variance(self) -> Tensor:
-        """Return Var_x(E_q[z]) of each dimension, ``[D]`` float64; empty where no posterior was Gaussian.
-
-        For a spatial latent: the variance over images at each position, averaged over the positions; images of
-        other sizes form groups of their own, which count by their number of images.
-        """
-        if not self._moments:
-            return torch.zeros(0, dtype=torch.float64)
-        groups = [(n, squares / n) for n, _, squares in self._moments.values()]
-        total = sum(n for n, _ in groups)
-        return torch.stack([n / total * v.reshape(len(v), -1).mean(1) for n, v in groups]).sum(0)
-
-    def kl_per_dimension(self) -> list[float]:
-        """Return each dimension's KL in nats, averaged over images; a channel is summed over its positions."""
-        if not self._kl:
-            return []
-        return torch.stack([self._kl[key] for key in sorted(self._kl)]).mean(0).tolist()
 
 
 def generator_of(key: str, seed: int) -> torch.Generator:

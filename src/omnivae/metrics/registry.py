@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from omnivae.component import suggestion
 
 Scope = Literal["reconstruction", "inference", "dataset"]
+Comparable = Literal["always", "range", "likelihood"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -24,7 +25,14 @@ class Metric:
         scope: what the function is called with. "reconstruction": ``(reconstruction, x, data_range=...)`` and
             "inference": one :class:`~omnivae.metrics.inference.Inference`, both for one value an image ``[B]``;
             "dataset": one :class:`~omnivae.metrics.inference.LatentStatistics`, for one value altogether.
-        function: the implementation.
+        function: the implementation. Where images may have a mask, a "reconstruction" metric also takes
+            ``mask=`` (``[B, 1, *S]``, 1 where a pixel counts, or ``None``).
+        version: of the number's definition. Raised by one whenever the same reconstruction of the same image would give
+            another number (beyond rounding); numbers of different versions are never compared.
+        comparable: between which models the number can be compared: "always"; "range": of one value range, in whose
+            unit it is; "likelihood": of one value range and one kind of likelihood (densities, or probabilities).
+        masks: whether the number is right for an image with a mask; the others refuse such images.
+        remark: what a reader must know about the number of an image of some shape ``(C, *S)``, or ``None``.
     """
 
     name: str
@@ -33,6 +41,10 @@ class Metric:
     meaning: str
     scope: Scope
     function: Callable[..., Any]
+    version: int = 1
+    comparable: Comparable = "always"
+    masks: bool = False
+    remark: Callable[[Sequence[int]], str | None] | None = None
 
 
 #: Every metric by name, in the order of definition.
@@ -40,7 +52,15 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    *, unit: str, better: Literal["higher", "lower"], meaning: str, scope: Scope = "reconstruction"
+    *,
+    unit: str,
+    better: Literal["higher", "lower"],
+    meaning: str,
+    scope: Scope = "reconstruction",
+    version: int = 1,
+    comparable: Comparable = "always",
+    masks: bool = False,
+    remark: Callable[[Sequence[int]], str | None] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the metric of its own name.
 
@@ -49,6 +69,10 @@ def metric(
         better: which direction is better.
         meaning: one sentence for tables and reports.
         scope: what the function is called with, see :class:`Metric`.
+        version: of the number's definition, see :class:`Metric` for when to raise it.
+        comparable: between which models the number can be compared, see :class:`Metric`.
+        masks: whether the number is right for an image with a mask, see :class:`Metric`.
+        remark: what a reader must know about the number of an image of some shape, see :class:`Metric`.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -62,7 +86,7 @@ def metric(
         known = METRICS.get(name)
         if known is not None and known.function.__module__ != function.__module__:
             raise ValueError(f"a metric named {name!r} is already defined in {known.function.__module__}; rename one")
-        METRICS[name] = Metric(name, unit, better, meaning, scope, function)
+        METRICS[name] = Metric(name, unit, better, meaning, scope, function, version, comparable, masks, remark)
         return function
 
     return register

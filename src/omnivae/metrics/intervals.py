@@ -1,0 +1,40 @@
+"""Bootstrap intervals of a mean."""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Numbers drawn at once; bounds the memory.
+CHUNK = 2**22
+
+
+def bootstrap_interval(
+    values: np.ndarray, resamples: int = 1000, *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """Return the percentile bootstrap interval of the mean (Efron, Bootstrap methods, 1979).
+
+    Args:
+        values: one number an image, ``[N]``.
+        resamples: number of resamples; 0 returns no interval.
+        level: coverage, between 0 and 1.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end; ``(None, None)`` without resamples.
+
+    Example:
+        >>> bootstrap_interval(np.ones(5))
+        (1.0, 1.0)
+    """
+    if resamples == 0:
+        return None, None
+    random = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    step = max(1, CHUNK // len(values))
+    for start in range(0, resamples, step):
+        stop = min(resamples, start + step)
+        means[start:stop] = values[random.integers(len(values), size=(stop - start, len(values)))].mean(1)
+    # Order statistics instead of interpolation: defined where some means are infinite.
+    low = np.quantile(means, (1 - level) / 2, method="lower")
+    high = np.quantile(means, (1 + level) / 2, method="higher")
+    return float(low), float(high)
