@@ -29,7 +29,7 @@ NAMES = words("""
 """)
 
 TRAIN = words("""
-    checkpoint
+    accept_changes checkpoint
     config data.binarize data.channels data.flip data.format data.image_size data.limit data.num_workers data.path
     data.random_crop
     data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
@@ -79,10 +79,13 @@ RECIPE_ARGUMENTS = {
 
 OPTIONS = {
     "encode": """
-        batch_size data.channels data.image_size data.limit data.path data.split dtype num_workers output precision shard_mib
+        batch_size data.channels data.image_size data.limit data.on_error data.path data.split dtype num_workers output
+        precision shard_mib
     """,
     "decode": "batch_size keys model output precision sample seed",
-    "calibrate": "batch_size data.image_size data.limit data.path data.split num_workers precision store",
+    "calibrate": """
+        batch_size data.image_size data.limit data.on_error data.path data.split num_workers precision store
+    """,
     "evaluate": "batch_size data.image_size data.limit data.path data.split json metrics num_samples_nll precision seed",
     "reconstruct": "output precision",
     "sample": "n output precision seed size temperature",

@@ -14,6 +14,12 @@ def _add_images(parser: jsonargparse.ArgumentParser, *, path: str, split: str, i
     parser.add_argument("--data.path", type=str, default=None, help=path)
     parser.add_argument("--data.split", type=Literal["all", "train", "val", "test"] | None, default=None, help=split)
     parser.add_argument("--data.image_size", type=int | None, default=None, help=image_size)
+    parser.add_argument(
+        "--data.on_error",
+        type=Literal["stop", "skip"] | None,
+        default=None,
+        help="stop at a file that cannot be read, or leave it out; as in training by default",
+    )
     parser.add_argument("--data.limit", type=int | None, default=None, help="at most so many images")
 
 
@@ -72,6 +78,7 @@ def encode(argv: Sequence[str]) -> int:
         image_size=given.data.image_size,
         channels=given.data.channels,
         limit=given.data.limit,
+        on_error=given.data.on_error,
         batch_size=given.batch_size,
         num_workers=given.num_workers,
         dtype=given.dtype,
@@ -150,6 +157,7 @@ def calibrate(argv: Sequence[str]) -> int:
         part=given.data.split,
         image_size=given.data.image_size,
         limit=given.data.limit,
+        on_error=given.data.on_error,
         batch_size=given.batch_size,
         num_workers=given.num_workers,
         precision=given.precision,

@@ -8,6 +8,9 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
+#: Values that are turned into float64 at once.
+_BLOCK = 2**20
+
 
 class ChannelMoments:
     """Mean and variance of each latent channel over images and positions, merged block by block in float64.
@@ -46,14 +49,10 @@ class ChannelMoments:
             raise ValueError(
                 f"got mean {tuple(mean.shape)} and logvar {tuple(logvar.shape)}; expected [B, {len(self.mean)}, *S] for both"
             )
-        values = mean.double().cpu().transpose(0, 1).flatten(1)
-        block = ChannelMoments(len(values))
-        block.num_images, block.num_values = len(mean), values.shape[1]
-        centre = values.mean(1)
-        block.mean = centre.numpy()
-        block._squares = (values - centre[:, None]).square().sum(1).numpy()
-        block._variance = logvar.double().cpu().exp().transpose(0, 1).flatten(1).mean(1).numpy()
-        self.merge(block)
+        # In float64 a block takes twice the memory: small ones keep that small.
+        images = max(1, _BLOCK // mean[0].numel())
+        for start in range(0, len(mean), images):
+            self.merge(_moments_of(mean[start : start + images], logvar[start : start + images]))
 
     def merge(self, other: ChannelMoments) -> None:
         """Take in the moments of other values.
@@ -138,3 +137,14 @@ class ChannelMoments:
         moments._squares = np.array(values["squares"], dtype=np.float64)
         moments._variance = np.array(values["variance"], dtype=np.float64)
         return moments
+
+
+def _moments_of(mean: Tensor, logvar: Tensor) -> ChannelMoments:
+    values = mean.double().cpu().transpose(0, 1).flatten(1)
+    block = ChannelMoments(len(values))
+    block.num_images, block.num_values = len(mean), values.shape[1]
+    centre = values.mean(1)
+    block.mean = centre.numpy()
+    block._squares = (values - centre[:, None]).square().sum(1).numpy()
+    block._variance = logvar.double().cpu().exp().transpose(0, 1).flatten(1).mean(1).numpy()
+    return block

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omnivae.data.config import OnError
 from omnivae.data.latents import PosteriorStore, hash_of_data
 from omnivae.data.moments import ChannelMoments
+from omnivae.files import write_atomic
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.images import Part, encode_batches, images_to_encode, plan_batches
 from omnivae.jobs.progress import progress_bar
 from omnivae.jobs.train import data_for, run_data
-from omnivae.models.storage import STATISTICS, find_model, model_hash, write_atomic
+from omnivae.models.storage import STATISTICS, find_model, model_hash
 from omnivae.training.device import Precision
 
 
@@ -25,6 +27,7 @@ def calibrate_model(
     part: Part | None = None,
     image_size: int | None = None,
     limit: int | None = None,
+    on_error: OnError | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
     precision: Precision = "32",
@@ -42,6 +45,7 @@ def calibrate_model(
         part: which split; "train" of the run's own data and "all" of any other by default.
         image_size: side of the central square to resize to; as in training by default.
         limit: at most so many images.
+        on_error: "stop" at a file that cannot be read, or "skip" it; as in training by default.
         batch_size: images at once.
         num_workers: processes that read images.
         precision: of the networks.
@@ -70,7 +74,12 @@ def calibrate_model(
         base = run_data(directory)
         loaded = load(directory, precision)
         config = data_for(loaded, path, base)
-        config = replace(config, limit=limit, image_size=config.image_size if image_size is None else image_size)
+        config = replace(
+            config,
+            limit=limit,
+            image_size=config.image_size if image_size is None else image_size,
+            on_error=on_error or config.on_error,
+        )
         if part is None:
             part = "train" if base is not None and config.path == base.path else "all"
         native = config.image_size is None and loaded.image_size is None

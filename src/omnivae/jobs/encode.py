@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import torch
 
+from omnivae.data.config import OnError
 from omnivae.data.latents import FORMAT, KIND, STORE, PosteriorStore, identity
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.images import ImageList, Part, encode_batches, images_to_encode, plan_batches
@@ -72,6 +73,7 @@ def encode_images(
     image_size: int | None = None,
     channels: int | None = None,
     limit: int | None = None,
+    on_error: OnError | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
     dtype: Dtype = "float32",
@@ -93,6 +95,7 @@ def encode_images(
             and are prepared as in its training where it does not.
         channels: 1 or 3 to convert images to.
         limit: at most so many images.
+        on_error: "stop" at a file that cannot be read, or "skip" it; as in training by default.
         batch_size: images at once.
         num_workers: processes that read images.
         dtype: what means and log-variances are stored in.
@@ -120,6 +123,7 @@ def encode_images(
         image_size=config.image_size if image_size is None else image_size,
         channels=config.channels if channels is None else channels,
         limit=limit,
+        on_error=on_error or config.on_error,
     )
     images = images_to_encode(loaded, config, part=part, native=image_size is None and loaded.image_size is None)
     info = {

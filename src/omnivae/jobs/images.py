@@ -17,6 +17,7 @@ from omnivae.data import DataConfig
 from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
 from omnivae.data.formats import find
+from omnivae.data.header import ReadOptions
 from omnivae.data.loading import split_images
 from omnivae.data.sources import ImageSource, PhotoCropSource
 from omnivae.models import VAE
@@ -110,8 +111,10 @@ def images_to_encode(model: VAE, config: DataConfig, *, part: Part = "all", nati
     Raises:
         ValueError: when an image's channels or size do not fit the model; names it.
     """
-    # Decoding everything once before everything is decoded would cost as much as encoding on a GPU.
-    config = replace(config, image_size=None if native else config.image_size, verify="headers")
+    # Decoding everything once before everything is decoded would cost as much as encoding on a GPU; a file that turns out
+    # to be damaged stops the run, which goes on where it was. To leave damaged files out, they must be known before.
+    verify = "headers" if config.on_error == "stop" else config.verify
+    config = replace(config, image_size=None if native else config.image_size, verify=verify)
     found = find(config)
     source = found.source
     if part == "all":
@@ -129,6 +132,7 @@ def images_to_encode(model: VAE, config: DataConfig, *, part: Part = "all", nati
         channels=config.channels,
         value_range=model.value_range,
         binarize=binarize,
+        reading=ReadOptions.of(config),
     )
     images = ImageList(source, indices, transform)
     if config.limit is not None and config.limit < len(images):
@@ -142,19 +146,19 @@ def images_to_encode(model: VAE, config: DataConfig, *, part: Part = "all", nati
 
 
 def _check(model: VAE, images: ImageList, config: DataConfig) -> None:
-    channels = images.source.channels
-    if config.channels is None:
-        for i in range(len(images)):
-            stored = int(channels[0] if len(channels) == 1 else channels[images.indices[i]])
-            if stored != model.in_channels:
-                raise ValueError(
-                    f"{images.keys[i]} has {stored} channels and the model takes {model.in_channels}: set "
-                    "--data.channels to convert, or leave the image out"
-                )
-    elif config.channels != model.in_channels:
+    if config.channels not in (None, model.in_channels):
         raise ValueError(
-            f"got --data.channels {config.channels}; the model takes {model.in_channels}: leave it out, or convert the images"
+            f"got data.channels={config.channels}; the model takes {model.in_channels}: leave it out, or convert the images"
         )
+    stored = np.broadcast_to(images.source.channels, len(images.source))[images.indices]
+    if config.channels is None:
+        unfit, remedy = np.flatnonzero(stored != model.in_channels), "set data.channels to convert it, or leave it out"
+    else:
+        cannot = images.source.not_convertible(config.channels)
+        unfit, remedy = np.flatnonzero(np.isin(images.indices, cannot)), "leave it out"
+    if len(unfit):
+        i = int(unfit[0])
+        raise ValueError(f"{images.keys[i]} has {stored[i]} channels and the model takes {model.in_channels}: {remedy}")
     seen: set[tuple[int, int]] = set()
     for i in range(len(images)):
         size = images.size(i)

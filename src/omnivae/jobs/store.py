@@ -21,7 +21,7 @@ from torch import Tensor
 
 from omnivae.data.latents import FORMAT, KIND, SHARDS, STORE, SUFFIX, PosteriorStore, Shard, read_shard
 from omnivae.data.moments import ChannelMoments
-from omnivae.models.storage import write_atomic
+from omnivae.files import replace_atomic, system_error, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,6 @@ class StoreWriter:
         self.failed = False
         self._entries: list[tuple[Entry, Tensor, Tensor]] = []
         self._bytes, self._begun = 0, time.monotonic()
-        (directory / SHARDS).mkdir(parents=True, exist_ok=True)
 
     def add(self, entry: Entry, mean: Tensor, logvar: Tensor) -> None:
         """Take in one posterior; write a shard when enough are there.
@@ -105,21 +104,19 @@ class StoreWriter:
         entries, self._entries, self._bytes, self._begun = self._entries, [], 0, time.monotonic()
         if not entries:
             return
-        shapes = sorted({tuple(mean.shape) for _, mean, _ in entries})
-        entries.sort(key=lambda e: shapes.index(tuple(e[1].shape)))
-        tensors, moments = {}, ChannelMoments(shapes[0][0])
-        for number, shape in enumerate(shapes):
-            of_shape = [e for e in entries if tuple(e[1].shape) == shape]
-            mean, logvar = torch.stack([e[1] for e in of_shape]), torch.stack([e[2] for e in of_shape])
+        groups: dict[tuple[int, ...], list[tuple[Entry, Tensor, Tensor]]] = {}
+        for one in entries:
+            groups.setdefault(tuple(one[1].shape), []).append(one)
+        tensors, moments = {}, ChannelMoments(entries[0][1].shape[0])
+        columns: dict[str, list[Any]] = {name: [] for name in ("key", "content", "label", "input_size", "tensor")}
+        for number, (_, group) in enumerate(sorted(groups.items())):
+            mean, logvar = torch.stack([one[1] for one in group]), torch.stack([one[2] for one in group])
             tensors[f"mean.{number}"], tensors[f"logvar.{number}"] = mean, logvar
             moments.update(mean, logvar)
-        columns = {
-            "key": [entry.key for entry, *_ in entries],
-            "content": [entry.content for entry, *_ in entries],
-            "label": [entry.label for entry, *_ in entries],
-            "input_size": [list(entry.input_size) for entry, *_ in entries],
-            "tensor": [shapes.index(tuple(mean.shape)) for _, mean, _ in entries],
-        }
+            for entry, *_ in group:
+                for name, value in vars(entry).items():
+                    columns[name].append(value)
+                columns["tensor"].append(number)
         metadata = {
             "kind": KIND,
             "format": str(FORMAT),
@@ -128,18 +125,22 @@ class StoreWriter:
             "entries": json.dumps(columns),
             "moments": json.dumps(moments.to_dict()),
         }
-        from safetensors.torch import save
+        del entries, groups, group, one
 
-        del entries, of_shape
-        path = self._next()
+        def write(beside: Path) -> None:
+            from safetensors import SafetensorError
+            from safetensors.torch import save_file
+
+            try:
+                save_file(tensors, beside, metadata=metadata)
+            except SafetensorError as error:
+                raise system_error(error) from error
+
         try:
-            write_atomic(path, save(tensors, metadata=metadata))
-        except OSError as error:
+            replace_atomic(self._next(), write)
+        except OSError:
             self.failed = True
-            raise OSError(
-                f"cannot write {path} ({error.strerror or error}); what is in {self.directory} is whole: make room or give "
-                "write access, and run the same command again, which goes on from there"
-            ) from error
+            raise
 
     def _next(self) -> Path:
         numbers = [0]
@@ -173,15 +174,9 @@ def write_info(directory: Path, info: dict[str, Any]) -> None:
     Raises:
         OSError: when the store cannot be written.
     """
-    try:
-        (directory / SHARDS).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(info, indent=2) + "\n"
-        if not (directory / STORE).is_file() or (directory / STORE).read_text() != text:
-            write_atomic(directory / STORE, text.encode())
-    except OSError as error:
-        raise OSError(
-            f"cannot write {directory / STORE} ({error.strerror or error}): give --output a folder that can be written"
-        ) from error
+    text = json.dumps(info, indent=2) + "\n"
+    if not (directory / STORE).is_file() or (directory / STORE).read_text() != text:
+        write_atomic(directory / STORE, text.encode())
 
 
 @contextmanager
@@ -196,7 +191,6 @@ def locked(directory: Path, *, rank: int = 0, world_size: int = 1) -> Iterator[N
     Raises:
         BlockingIOError: when another process writes to it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOCK).open("ab") as everybody, (directory / f"{LOCK}-rank{rank:03d}").open("ab") as own:
         if not (_lock(everybody, shared=world_size > 1) and _lock(own)):
             raise BlockingIOError(f"another `omnivae encode` is writing to {directory}: wait for it, or stop it")
