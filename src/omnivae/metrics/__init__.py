@@ -1,8 +1,9 @@
 """Metrics: one function each; ``evaluate`` runs them over a dataset, and ``compare`` tells two evaluations apart."""
 
 from omnivae.metrics.card import Provenance
-from omnivae.metrics.comparison import Comparison, Difference, compare
+from omnivae.metrics.comparison import compare
 from omnivae.metrics.density import active_units, bits_per_dim, elbo, kl, kl_per_dimension, nll
+from omnivae.metrics.difference import Comparison, Difference
 from omnivae.metrics.evaluation import Evaluation, MetricResult
 from omnivae.metrics.image import l1, ms_ssim, mse, psnr, ssim
 from omnivae.metrics.inference import Inference

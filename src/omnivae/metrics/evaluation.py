@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from omnivae.metrics.card import FORMAT, describe
+from omnivae.metrics.card import FORMAT, describe, write_json
 from omnivae.metrics.registry import METRICS
 
 if TYPE_CHECKING:
@@ -180,18 +179,7 @@ class Evaluation:
         Returns:
             The path.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("w") as file:
-                file.write(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-        return path
+        return write_json(Path(path), self.to_dict())
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Return a row for each metric: name, mean, 95 % interval, unit, and which direction is better."""
