@@ -2,10 +2,12 @@
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
 from torch import nn
+from training_toys import run, toy_model, training_rows
 
 from omnivae.recipes import conv_vae, kl_autoencoder
 from omnivae.recipes.transvae import TransVAE
@@ -127,7 +129,7 @@ def decoded(model, x):
 
 
 @cases
-@pytest.mark.parametrize("factor", [1e6, 1e7])
+@pytest.mark.parametrize("factor", [1e7, 1e8])
 def test_a_scaled_layer_breaks_plain_float16_and_not_the_protected_model(build, change, factor):
     model, x = build().eval(), images()
     before = decoded(model, x)
@@ -254,11 +256,10 @@ def test_what_is_not_finite_in_float32_either_is_an_error(low):
 def test_where_the_cause_is_not_found_more_is_kept_until_the_numbers_are_right(monkeypatch, caplog):
     # A finder that finds nothing: the check at the end still has the last word.
     model, x = build_kl().eval(), images()
-    change = scale_kl(model, 1e6)
+    scale_kl(model, 1e6)
     want = decoded(model, x)
     monkeypatch.setattr(precision, "find_unsafe", lambda network, calls: ({}, find_unsafe(network, calls)[1]))
     for_inference(model, precision="16")
-    assert change
     assert model.float32_modules == ("decoder",)
     assert error(decoded(model, x), want) < 0.02
     assert "decoder" in caplog.text
@@ -386,6 +387,34 @@ def test_what_is_lost_in_float32_too_is_left_to_the_training_loop():
         model.decoder(torch.randn(2, 4, 8, 8))
         assert not torch.isfinite(model.decoder(torch.full((2, 4, 8, 8), float("nan")))).any()
     assert guard.kept == ()
+
+
+def test_a_run_in_float16_goes_through_where_its_encoder_overflows(tmp_path, caplog):
+    model = toy_model(channels=[4, 4])
+    expected = scale_conv(model, 1e7)
+    result, model, _ = run(tmp_path, model, precision="16", max_steps=4, learning_rate=1e-12)
+    assert result.complete
+    assert all(name in caplog.text for name in expected)
+    assert all(math.isfinite(row["train/total"]) for row in training_rows(tmp_path))
+    assert not model.encoder._forward_hooks, "the guards are taken off at the end"
+
+
+def test_a_network_kept_as_a_whole_leaves_autocast_as_it_was():
+    network = toy_model().encoder
+    scale(network.stages[0].conv, 1e7)
+    x = torch.rand(2, 1, 8, 8)
+    want = network(x).detach()
+    guard = AutocastGuard(network, "encoder")
+    guard.keep([""])
+    for _ in range(2):
+        with half():
+            got = network(x)
+            assert torch.is_autocast_enabled("cpu")
+        assert guard.kept == ("",)
+        assert error(got, want) < 0.02
+    with half(), pytest.raises(ValueError):
+        network(torch.rand(2, 1, 7, 7))
+    assert not torch.is_autocast_enabled("cpu"), "an error inside leaves it as it was, too"
 
 
 class FakeTrainer:

@@ -40,7 +40,10 @@ class AutocastGuard:
         self._call: tuple[tuple[Any, ...], list[Tensor]] | None = None
         self._off: list[Any] = []
         self._handles: list[Any] = []
-        self._own = [network.register_forward_pre_hook(self._before), network.register_forward_hook(self._after)]
+        self._own = [
+            network.register_forward_pre_hook(self._before),
+            network.register_forward_hook(self._after, always_call=True),
+        ]
 
     def keep(self, names: Iterable[str]) -> None:
         """Take more parts out of autocast.
@@ -52,7 +55,7 @@ class AutocastGuard:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for name in self.kept:
+        for name in filter(None, self.kept):
             part = self.network.get_submodule(name)
             self._handles.append(part.register_forward_pre_hook(self._leave_autocast))
             self._handles.append(part.register_forward_hook(self._enter_autocast, always_call=True))
@@ -67,23 +70,33 @@ class AutocastGuard:
     # -- around every call
 
     @torch.compiler.disable
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._busy or not _in_float16(args):
-            return
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not _in_float16(args):
+            return None
+        if not self._busy:
+            self._remember(args)
+        return self._leave_autocast(module, args) if self.kept == ("",) else None
+
+    def _remember(self, args: tuple[Any, ...]) -> None:
         if not self._looked:
             self._looked = True
             found = self._look(args)
             if found:
                 self.keep(found)
                 self._tell(found, "in the first batch")
-        self._call = (args, [b.clone() for b in module.buffers()] if module.training else [])
+        self._call = (args, [b.clone() for b in self.network.buffers()] if self.network.training else [])
 
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.kept == ("",):
+            if self._off:
+                self._enter_autocast(module, args, output)
+            self._call = None
+            return output
         if self._busy or self._call is None:
             return output
         call, self._call = self._call, None
-        if is_finite(output) or self.kept == ("",):
+        if is_finite(output):
             return output
         return self._again(*call, output)
 
@@ -136,12 +149,14 @@ class AutocastGuard:
 
     # -- inside
 
+    @torch.compiler.disable
     def _leave_autocast(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         context = torch.autocast(_kind(args), enabled=False)
         context.__enter__()
         self._off.append(context)
         return tuple(lower(a, torch.float32) for a in args)
 
+    @torch.compiler.disable
     def _enter_autocast(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._off.pop().__exit__(None, None, None)
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from omnivae.losses import AdaptiveLoss, Loss
+from omnivae.training.autocast import HalfPrecision
 from omnivae.training.callbacks import CHECKPOINTS, Checkpoints, GracefulStop, Pictures, RunLog
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read_tree
 from omnivae.training.config import TrainingConfig
@@ -98,6 +99,7 @@ def fit(
         total_steps * config.accumulate,
         seed=config.seed,
         start=start * config.accumulate,
+        permutation=getattr(train, "permutation", None),
     )
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -112,7 +114,7 @@ def fit(
         callbacks.append(Opponents(losses, config.learning_rate))
     callbacks += [Ema(config.ema)] if config.ema else []
     recorder = FlightRecorder(directory)
-    callbacks += [RunLog(directory, config.log_every), recorder, stop]
+    callbacks += [HalfPrecision(), RunLog(directory, config.log_every), recorder, stop]
     if progress:
         callbacks.append(Progress(total_steps))
     if draw is not None:

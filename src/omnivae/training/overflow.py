@@ -263,7 +263,7 @@ def _extent(x: Tensor) -> tuple[float, str]:
     if math.isinf(largest):
         # What masks attention is infinite on purpose, in any precision.
         largest = float(torch.where(torch.isinf(x), 0, x).detach().abs().max())
-    if not largest * MARGIN <= FLOAT16_MAX:  # NaN, too
+    if largest * MARGIN > FLOAT16_MAX:  # NaN is no overflow: float32 would not mend it
         return largest, "overflow"
     return largest, "underflow" if 0 < largest < FLOAT16_TINY else ""
 
