@@ -87,7 +87,7 @@ OPTIONS = {
         batch_size data.image_size data.limit data.on_error data.path data.split num_workers precision store
     """,
     "evaluate": "batch_size data.image_size data.limit data.path data.split json metrics num_samples_nll precision seed",
-    "reconstruct": "output precision",
+    "reconstruct": "on_error output precision",
     "sample": "n output precision seed size temperature",
     "interpolate": "mode output precision steps",
     "traverse": "image num_dimensions output precision span steps",
