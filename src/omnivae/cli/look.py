@@ -22,12 +22,20 @@ def _add_precision(parser: jsonargparse.ArgumentParser) -> None:
 def reconstruct_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of ``omnivae reconstruct``."""
     parser = make_parser(
-        "reconstruct", "Encode and decode image files.", "omnivae reconstruct runs/photos a.jpg b.png --output decoded/"
+        "reconstruct",
+        "Encode and decode image files: same names, sizes, bit depths and colour modes out as in.",
+        "omnivae reconstruct runs/photos a.jpg scans/ --output decoded/",
     )
     parser.add_argument("model", type=str, help="a model directory or a run")
-    parser.add_argument("files", type=str, nargs="+", help="image files")
+    parser.add_argument("files", type=str, nargs="+", help="image files, or folders of them")
     parser.add_argument(
         "--output", type=str, required=True, help="directory for the reconstructions, under the same names"
+    )
+    parser.add_argument(
+        "--on_error",
+        type=Literal["stop", "skip"],
+        default="stop",
+        help="stop before the first result at a file that cannot be read or written, or leave it out with a warning",
     )
     _add_precision(parser)
     return parser
@@ -35,10 +43,13 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
 
 def reconstruct(argv: Sequence[str]) -> int:
     """Run the command."""
-    from omnivae.jobs.look import reconstruct_files
+    from omnivae.jobs.reconstruct import reconstruct_files
 
     given = parse(reconstruct_parser(), argv)
-    for path in reconstruct_files(given.model, given.files, given.output, precision=given.precision):
+    written = reconstruct_files(
+        given.model, given.files, given.output, on_error=given.on_error, precision=given.precision
+    )
+    for path in written:
         print(path)
     return 0
 

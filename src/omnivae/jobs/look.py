@@ -1,4 +1,4 @@
-"""Look at a trained model: reconstruct files, sample, interpolate, traverse, report."""
+"""Look at a trained model: sample, interpolate, traverse, report."""
 
 from __future__ import annotations
 
@@ -10,51 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from omnivae.data import preprocess_image, save_image
 from omnivae.jobs.evaluate import images_for, load
+from omnivae.jobs.reconstruct import read_for
 from omnivae.jobs.train import write_run_report
 from omnivae.metrics import evaluate
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
 from omnivae.training.device import Precision
-
-
-@torch.no_grad()
-def reconstruct_files(
-    model: str | Path, files: Sequence[str | Path], output: str | Path, *, precision: Precision = "auto"
-) -> list[Path]:
-    """Encode and decode image files; results keep the files' names and sizes.
-
-    Args:
-        model: a model directory or a run.
-        files: images.
-        output: directory to write to.
-        precision: of the networks, see :func:`load`.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ValueError: when two files have the same name, or one does not fit the model.
-    """
-    names = [Path(file).name for file in files]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"several files are named {twice[0]}; their reconstructions would overwrite each other")
-    inside = [file for file in files if Path(file).resolve().parent == Path(output).resolve()]
-    if inside:
-        raise ValueError(
-            f"{inside[0]} lies in the output directory and would be overwritten; give --output another one"
-        )
-    loaded = load(model, precision)
-    written = []
-    for file in files:
-        x = read_image(loaded, file)
-        reconstruction = loaded.decode(loaded.encode(x)).clamp(*loaded.value_range)
-        target = Path(output) / Path(file).name
-        save_image(reconstruction, target, value_range=loaded.value_range)
-        written.append(target)
-    return written
 
 
 def sample_images(
@@ -114,7 +76,7 @@ def interpolate_files(
     from omnivae.report import interpolate
 
     loaded = load(model, precision)
-    a, b = read_image(loaded, first)[0], read_image(loaded, second)[0]
+    a, b = read_for(loaded, first)[0], read_for(loaded, second)[0]
     if a.shape != b.shape:
         raise ValueError(
             f"{first} is {tuple(a.shape)} and {second} is {tuple(b.shape)}; expected images of the same channels and size"
@@ -150,7 +112,7 @@ def traverse_file(
 
     loaded, dataset, _ = images_for(model, None, "auto", None, precision)
     references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))])
-    x = references[0] if image is None else read_image(loaded, image)[0]
+    x = references[0] if image is None else read_for(loaded, image)[0]
     picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps)
     target = _picture_path(output)
     picture.save(target)
@@ -191,29 +153,6 @@ def report_model(model: str | Path, output: str | Path, *, path: str | None = No
         dataset_name=splits.name,
         classes=splits.classes,
     )
-
-
-def read_image(model: VAE, file: str | Path) -> Tensor:
-    """Read an image as a model's training did: same channels, same value range, its own size where the model allows.
-
-    Args:
-        model: the model.
-        file: image file.
-
-    Returns:
-        ``[1, C, H, W]`` on the model's device.
-
-    Raises:
-        ValueError: when the channels do not fit.
-    """
-    prepared = model.statistics.get("data", {})
-    side = prepared.get("image_size") if model.image_size is not None else None
-    x = preprocess_image(file, channels=prepared.get("channels"), image_size=side, value_range=model.value_range)
-    if x.shape[1] != model.in_channels:
-        raise ValueError(
-            f"{file} has {x.shape[1]} channels and the model takes {model.in_channels}; convert the image first"
-        )
-    return x.to(next(model.parameters()).device)
 
 
 def _write_grid(model: VAE, x: Tensor, output: str | Path, columns: int | None = None) -> Path:
