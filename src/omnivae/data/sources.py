@@ -12,7 +12,7 @@ import numpy as np
 
 from omnivae.data.dsprites import IMAGE_SIZE, NUM_IMAGES, factor_values, index_to_factors, render_dsprites
 from omnivae.data.header import ALPHA, Header, ReadOptions, can_convert
-from omnivae.data.images import read_image
+from omnivae.data.images import read_header, read_image
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -57,6 +57,10 @@ class ImageSource:
     def read(self, index: int) -> np.ndarray:
         """Return an image ``[H, W, C]``, upright, in its stored type (see :func:`omnivae.data.images.read_image`)."""
         raise TypeError(f"{type(self).__name__} does not read images")
+
+    def header(self, index: int) -> Header | None:
+        """Return what the file of an image says about itself, to write another like it; None for images without a file."""
+        return None
 
     def content_hash(self, index: int) -> str:
         """Return the SHA-256, in hexadecimal, of an image as it is stored: of the file, or of the pixels in memory."""
@@ -151,6 +155,11 @@ class FileSource(ImageSource):
         if not path.is_file():
             raise FileNotFoundError(f"{path} was there when the data was listed and is gone: run again")
         return read_image(path, str(path), self.options)
+
+    def header(self, index: int) -> Header:
+        """See :meth:`ImageSource.header`."""
+        path = self.root / self.paths[index]
+        return read_header(path, str(path), self.options)
 
     def content_hash(self, index: int) -> str:
         """See :meth:`ImageSource.content_hash`."""

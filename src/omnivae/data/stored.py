@@ -14,7 +14,7 @@ import numpy as np
 from omnivae.data.checking import Checked, check_images
 from omnivae.data.config import DataConfig
 from omnivae.data.header import Header, ReadOptions
-from omnivae.data.images import read_image
+from omnivae.data.images import read_header, read_image
 from omnivae.data.naming import members_by_split
 from omnivae.data.shards import shard_permutation
 from omnivae.data.sources import Found, ImageSource, Split
@@ -139,6 +139,11 @@ class StoredSource(ImageSource):
                 raise FileNotFoundError(f"{blob} was there when the data was listed and is gone: run again")
             return read_image(blob, str(blob), self.options)
         return read_image(io.BytesIO(blob), self.key(index), self.options)
+
+    def header(self, index: int) -> Header:
+        """See :meth:`ImageSource.header`."""
+        blob = self.collection.blobs[int(self.rows[index])]
+        return read_header(blob if isinstance(blob, Path) else io.BytesIO(blob), self.key(index), self.options)
 
     def content_hash(self, index: int) -> str:
         """See :meth:`ImageSource.content_hash`."""
