@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnivae.cli import demo, encode, evaluate, look
+from omnivae.cli import compare, demo, encode, evaluate, look
 from omnivae.cli.main import COMMANDS
 from omnivae.cli.parsing import parse
 from omnivae.cli.train import read_run
@@ -49,6 +49,7 @@ def test_commands_parse(argv, monkeypatch, tmp_path):
     command, *arguments = argv
     assert command in COMMANDS
     parsers = {**look.PARSERS, **encode.PARSERS, "evaluate": evaluate.build_parser, "demo": demo.build_parser}
+    parsers["compare"] = compare.build_parser
     if command != "train":
         assert parse(parsers[command](), arguments)
     elif "--config" in arguments:
@@ -63,7 +64,7 @@ def test_commands_parse(argv, monkeypatch, tmp_path):
 def test_configurations_build(path):
     text = path.read_text()
     assert len(text.splitlines()) < 60
-    config, _, _ = read_run(["--config", str(path), *[f"--losses.{n}.weight=0" for n in ("lpips", "vf", "gan")]])
+    config, *_ = read_run(["--config", str(path), *[f"--losses.{n}.weight=0" for n in ("lpips", "vf", "gan")]])
     assert build_losses(config.losses)
     arguments = dict(config.model)
     with torch.device("meta"):

@@ -8,6 +8,7 @@ import pytest
 import omnivae
 from omnivae.cli import encode, look
 from omnivae.cli.demo import build_parser as demo_parser
+from omnivae.cli.compare import build_parser as compare_parser
 from omnivae.cli.evaluate import build_parser as evaluate_parser
 from omnivae.cli.main import COMMANDS
 from omnivae.cli.parsing import option_names
@@ -24,7 +25,7 @@ NAMES = words("""
     CosineSchedule CyclicalSchedule DataConfig DiagonalGaussian DiscretizedLogisticLikelihood GaussianLikelihood
     GaussianPosterior LaplaceLikelihood Latent LatentDataset LinearSchedule PosteriorStore StandardNormal TransVAE
     VAEOutput beta_vae cnn_vae
-    conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
+    compare conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
     to_config vit_vae
 """)
 
@@ -45,7 +46,8 @@ TRAIN = words("""
     training.channels_last training.checkpoint_every training.compile training.devices training.draw_every
     training.ema training.freeze training.gradient_checkpointing training.gradient_clip
     training.gradient_clip_algorithm training.learning_rate training.log_every training.max_steps
-    training.num_epochs training.num_nodes training.on_nonfinite training.optimizer training.precision training.schedule training.seed training.strategy training.val_images
+    training.num_epochs training.num_nodes training.on_nonfinite training.optimizer
+    training.precision training.schedule training.seed training.strategy training.val_images
     training.validate_every training.warmup_steps training.weight_decay
 """)
 
@@ -86,7 +88,11 @@ OPTIONS = {
     "calibrate": """
         batch_size data.image_size data.limit data.on_error data.path data.split num_workers precision store
     """,
-    "evaluate": "batch_size data.image_size data.limit data.path data.split json metrics num_samples_nll precision seed",
+    "evaluate": """
+        batch_size checkpoint data.image_size data.limit data.num_workers data.path data.split data_dir json metrics
+        num_samples_nll precision resolution seed
+    """,
+    "compare": "bootstrap common flips json metrics png seed",
     "reconstruct": "on_error output precision",
     "sample": "n output precision seed size temperature",
     "interpolate": "mode output precision steps",
@@ -100,6 +106,7 @@ POSITIONALS = {
     "decode": "latents",
     "calibrate": "model",
     "evaluate": "model",
+    "compare": "a b",
     "reconstruct": "model files",
     "sample": "model",
     "interpolate": "model first second",
@@ -110,7 +117,13 @@ POSITIONALS = {
 
 FLAT_FLAGS = words("--data_dir --output_dir --batch_size --num_epochs --learning_rate --num_gpus --distributed")
 
-PARSERS = {"evaluate": evaluate_parser, **look.PARSERS, **encode.PARSERS, "demo": demo_parser}
+PARSERS = {
+    "evaluate": evaluate_parser,
+    "compare": compare_parser,
+    **look.PARSERS,
+    **encode.PARSERS,
+    "demo": demo_parser,
+}
 
 
 def assert_frozen(what, found, promised):

@@ -118,7 +118,7 @@ def test_a_folder_with_class_subfolders(spatial_run):
 
 def test_larger_pictures_get_a_transvae(make_images, tmp_path, capsys):
     folder = make_images(tmp_path / "pictures", [(80, 96), (100, 90), (70, 70)] * 3)
-    config, _, _ = read_run(["--data.path", str(folder), "--output", str(tmp_path / "run")])
+    config, *_ = read_run(["--data.path", str(folder), "--output", str(tmp_path / "run")])
     assert config.model["recipe"] == "transvae"
     assert config.data.image_size % 16 == 0
     assert 16 <= config.data.image_size <= 96
@@ -268,7 +268,7 @@ def test_document_3s_flags():
         "--losses", "l1", "kl", "--loss_weights", "1.0", "1e-8", "--num_gpus", "1", "--freeze_encoder",
         "--model.variant", "tiny",
     ]  # fmt: skip
-    config, output, _ = read_run(argv)
+    config, output, *_ = read_run(argv)
     assert output == "out"
     assert config.data.path == "pics"
     assert config.training.batch_size == 128

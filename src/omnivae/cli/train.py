@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonargparse
 
@@ -61,6 +61,12 @@ def build_parser(recipe: str = "transvae") -> jsonargparse.ArgumentParser:
         "--checkpoint", type=str | None, default=None, help="model directory or run whose weights to start from"
     )
     parser.add_argument("--report", type=bool, default=True, help="write report.html at the end")
+    parser.add_argument(
+        "--accept_changes",
+        type=bool,
+        default=False,
+        help="continue a run also where its configuration or its images have changed",
+    )
     parser.add_argument("--model.recipe", type=str, default=recipe, help=f"one of {', '.join(RECIPES)}")
     target = RECIPES[recipe]
     if isinstance(target, type):
@@ -76,10 +82,10 @@ def build_parser(recipe: str = "transvae") -> jsonargparse.ArgumentParser:
 
 def train(argv: Sequence[str]) -> int:
     """Run the command."""
-    config, output, report = read_run(argv)
+    config, output, report, accept_changes = read_run(argv)
     if output is None:
         raise ValueError("say where the run goes: --output DIRECTORY")
-    result = run_training(config, output, report=report)
+    result = run_training(config, output, report=report, accept_changes=accept_changes)
     if result.stopped_by:
         print(
             f"stopped by {result.stopped_by} at step {result.step} of {result.total_steps}; the same command continues"
@@ -90,14 +96,30 @@ def train(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
+class Request(NamedTuple):
+    """What a command line of ``omnivae train`` asks for.
+
+    Attributes:
+        config: the run.
+        output: its directory.
+        report: whether a report is wanted.
+        accept_changes: whether a run is continued with another configuration or other images.
+    """
+
+    config: RunConfig
+    output: str | None
+    report: bool
+    accept_changes: bool
+
+
+def read_run(argv: Sequence[str]) -> Request:
     """Read a configuration file and command-line overrides into a run's configuration.
 
     Args:
         argv: arguments after ``train``.
 
     Returns:
-        The configuration, the output directory, and whether a report is wanted.
+        What is asked for.
 
     Raises:
         ValueError: for anything unknown or of the wrong type.
@@ -158,7 +180,7 @@ def read_run(argv: Sequence[str]) -> tuple[RunConfig, str | None, bool]:
     )
     if chosen.get("model"):
         print(_announce(config), file=sys.stderr)
-    return config, parsed.output, parsed.report
+    return Request(config, parsed.output, parsed.report, parsed.accept_changes)
 
 
 def _choose(argv: list[str], values: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from torch import nn
 
 from omnivae.component import suggestion
 from omnivae.data import DataConfig, DataSplits, collate, load_data
+from omnivae.files import remove_leftovers, write_atomic
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
+from omnivae.jobs.manifest import MANIFEST, data_changes, write_manifest
 from omnivae.losses import Loss
 from omnivae.models import VAE
-from omnivae.models.storage import load_exactly, write_atomic
+from omnivae.models.storage import load_exactly
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult, fit
 
@@ -109,17 +111,26 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
     return model, losses, splits
 
 
-def train(config: RunConfig, output: str | Path, *, progress: bool = True, report: bool = True) -> FitResult:
+def train(
+    config: RunConfig,
+    output: str | Path,
+    *,
+    progress: bool = True,
+    report: bool = True,
+    accept_changes: bool = False,
+) -> FitResult:
     """Train a model into a run directory, or continue the run that is there.
 
     The directory holds ``config.yaml``, ``checkpoints/``, ``model/`` (a model directory), ``metrics.csv``,
-    ``kl_per_dimension.csv``, ``tensorboard/``, ``pictures/`` and, at the end, ``report.html``.
+    ``kl_per_dimension.csv``, ``tensorboard/``, ``pictures/``, ``data.tsv.gz`` (which images it was trained on) and, at the end,
+    ``report.html``.
 
     Args:
         config: the run.
         output: its directory.
         progress: show progress on standard error.
         report: evaluate the model and write ``report.html`` at the end.
+        accept_changes: continue the run also where its configuration or its data have changed since it was started.
 
     Returns:
         How far it came.
@@ -130,10 +141,14 @@ def train(config: RunConfig, output: str | Path, *, progress: bool = True, repor
         FloatingPointError: when a loss stops being finite.
     """
     directory = Path(output)
-    check_output(directory, config)
+    check_output(directory, config, accept_changes=accept_changes)
     model, losses, splits = prepare(config)
-    directory.mkdir(parents=True, exist_ok=True)
+    check_data(directory, splits, accept_changes=accept_changes)
+    remove_leftovers(directory / CHECKPOINTS)
+    remove_leftovers(directory / MODEL)
     write_atomic(directory / CONFIG, config.to_yaml().encode())
+    if accept_changes or not (directory / MANIFEST).is_file():
+        write_manifest(directory, splits)
     log.info(
         "%s: %s parameters; %d training, %d validation and %d test images of %s",
         type(model).__name__,
@@ -176,12 +191,14 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
     Returns:
         The report.
     """
+    from omnivae.jobs.provenance import provenance_of
     from omnivae.metrics import evaluate
     from omnivae.report import write_report
 
     model = VAE.from_pretrained(directory)
     subset = torch.utils.data.Subset(splits.test, range(min(len(splits.test), REPORT_IMAGES)))
-    evaluation = evaluate(model, subset, REPORT_METRICS, progress=False)
+    known = provenance_of(directory, splits, "test")
+    evaluation = evaluate(model, subset, REPORT_METRICS, provenance=known, progress=False)
     evaluation.to_json(directory / "evaluation.json")
     return write_report(
         model,
@@ -196,12 +213,13 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
     )
 
 
-def check_output(directory: Path, config: RunConfig) -> None:
+def check_output(directory: Path, config: RunConfig, *, accept_changes: bool = False) -> None:
     """Refuse a directory that holds another run or foreign files.
 
     Args:
         directory: the run's directory.
         config: what is asked for.
+        accept_changes: continue a run with another configuration; what differs is logged.
 
     Raises:
         FileExistsError: names what differs.
@@ -215,10 +233,39 @@ def check_output(directory: Path, config: RunConfig) -> None:
     different = differences(read_yaml(directory / CONFIG), config.to_dict())
     # A run that never saved anything (its batch was larger than the data, say) has nothing to lose.
     if different and (directory / CHECKPOINTS).exists():
+        if accept_changes:
+            log.warning("continuing with another configuration: %s", "; ".join(different))
+            return
         shown = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
         raise FileExistsError(
-            f"{directory} holds another run ({shown}); give --output another directory, or repeat that run's command to continue it"
+            f"{directory} holds another run ({shown}); give --output another directory, repeat that run's command to continue it, "
+            "or continue it as it is asked for with --accept_changes true"
         )
+
+
+def check_data(directory: Path, splits: DataSplits, *, accept_changes: bool = False) -> None:
+    """Refuse to continue a run on other images than it was started with.
+
+    Args:
+        directory: the run's directory.
+        splits: its data as it is now.
+        accept_changes: continue; what differs is logged.
+
+    Raises:
+        ValueError: names what was added, changed or is gone.
+    """
+    if not (directory / CHECKPOINTS).exists():
+        (directory / MANIFEST).unlink(missing_ok=True)
+        return
+    changes = data_changes(directory, splits)
+    if not changes:
+        return
+    if not accept_changes:
+        raise ValueError(
+            f"the images are not those that {directory} was started with: {'; '.join(changes)}; restore them, give --output "
+            "another directory, or continue on what is there with --accept_changes true"
+        )
+    log.warning("continuing on other images than before: %s", "; ".join(changes))
 
 
 def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from omnivae.component import from_config, to_config
+from omnivae.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -158,24 +158,6 @@ def model_hash(directory: str | Path) -> str:
         with (path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it to disk and rename it: a reader sees the old file or the new one.
-
-    Args:
-        path: where.
-        content: what.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

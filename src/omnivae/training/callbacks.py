@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
 import signal
@@ -16,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from omnivae.files import write_atomic
 from omnivae.training.checkpoint_io import SUFFIX
 from omnivae.training.ema import Ema
 
@@ -78,11 +80,14 @@ class Table:
             self._file = None
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        self._file = self.path.open("w", newline="")
+        # Beside its place and renamed: a kill in between must not lose the rows of all steps before.
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode())
+        self._file = self.path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, self.columns, restval="")
-        self._writer.writeheader()
-        self._writer.writerows(rows)
-        self._file.flush()
 
 
 class RunLog(pl.Callback):

@@ -5,12 +5,7 @@ Files are written beside their place, flushed and renamed: a kill at any moment 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,8 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from omnivae.files import replace_atomic, system_error
 
 SUFFIX = ".safetensors"
 
@@ -73,31 +70,15 @@ def write_tree(path: Path, tree: Any) -> None:
 
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_flatten(tree, tensors))
+
     # Written by the library straight to disk: a second copy in memory would double the peak.
-    _replace(path, lambda beside: save_file(tensors or {"_": torch.zeros(0)}, beside, metadata={"tree": skeleton}))
+    def save(beside: Path) -> None:
+        try:
+            save_file(tensors or {"_": torch.zeros(0)}, beside, metadata={"tree": skeleton})
+        except SafetensorError as error:
+            raise system_error(error) from error
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, also when the machine goes down.
-
-    Args:
-        path: file to write.
-        content: its bytes.
-
-    Raises:
-        OSError: when it cannot be written; what was there before is untouched.
-    """
-    _replace(path, lambda beside: beside.write_bytes(content))
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Delete what a killed process left half written.
-
-    Args:
-        directory: where checkpoints are.
-    """
-    for path in directory.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    replace_atomic(path, save)
 
 
 def checkpoint_step(path: Path) -> int:
@@ -111,65 +92,6 @@ def checkpoint_step(path: Path) -> int:
     """
     tree = _skeleton(path)
     return int(dict(tree["$dict"])["global_step"])
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(beside)
-        except SafetensorError as error:
-            # The library wraps the system's error into its own: what cannot be told apart from it is its text.
-            raise OSError(_error_number(str(error)), str(error)) from error
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise CannotWrite(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
-class CannotWrite(OSError):
-    """A file of a run could not be written; says what to do, and that what was there before is untouched.
-
-    Args:
-        path: the file.
-        error: what the system said.
-    """
-
-    def __init__(self, path: Path, error: OSError) -> None:
-        reason = error.strerror or str(error)
-        remedy = {
-            errno.ENOSPC: "free some space",
-            errno.EDQUOT: "free some of your quota",
-            errno.EFBIG: "raise the file size limit",
-            errno.EROFS: "choose an --output that can be written to",
-            errno.EACCES: "choose an --output that can be written to",
-            errno.EPERM: "choose an --output that can be written to",
-        }.get(error.errno or 0, "mend that")
-        there = "; the one written before is untouched" if path.exists() else ""
-        super().__init__(f"cannot write {path}: {reason}{there}: {remedy}, then repeat the command")
-        self.errno = error.errno
-
-
-def _error_number(text: str) -> int:
-    found = re.search(r"os error (\d+)", text)
-    return int(found[1]) if found else errno.EIO
-
-
-def _sync_folder(folder: Path) -> None:
-    # The new name is on disk only when its folder is.
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _skeleton(path: Path) -> Any:

@@ -18,7 +18,8 @@ import lightning.pytorch as pl
 import torch
 
 from omnivae.component import from_config, to_config
-from omnivae.training.checkpoint_io import SUFFIX, checkpoint_step, read_tree, write_tree, write_whole
+from omnivae.files import write_atomic
+from omnivae.training.checkpoint_io import SUFFIX, checkpoint_step, read_tree, write_tree
 from omnivae.training.config import TrainingConfig
 from omnivae.training.diagnosis import Diagnosis, Step
 from omnivae.training.inputs import names_of
@@ -136,7 +137,7 @@ class FlightRecorder(pl.Callback):
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             **_construction(module),
         }
-        write_whole(folder / RECORD, (json.dumps(_json(content), indent=2, allow_nan=False) + "\n").encode())
+        write_atomic(folder / RECORD, (json.dumps(_json(content), indent=2, allow_nan=False) + "\n").encode())
         return folder
 
 

@@ -1,0 +1,81 @@
+"""Which images a run was trained on, so that continuing it notices when they are others.
+
+``RUN/data.tsv.gz`` has a line for each image: split, fingerprint, key. A fingerprint is the size of a file and a hash of its
+two ends; of images in archives, the hash of their bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from omnivae.data import DataSplits
+from omnivae.files import write_atomic
+
+MANIFEST = "data.tsv.gz"
+#: Archives of more images are not read through before a run: so many of them are fingerprinted, the rest by name only.
+FINGERPRINTED = 10_000
+_UNKNOWN = "-"
+
+
+def write_manifest(directory: Path, splits: DataSplits) -> None:
+    """Write down which images a run uses.
+
+    Args:
+        directory: the run.
+        splits: its data.
+    """
+    lines = "".join(f"{split}\t{fingerprint}\t{key}\n" for split, fingerprint, key in _entries(splits))
+    # No time stamp in the header: the same data gives the same bytes.
+    write_atomic(directory / MANIFEST, gzip.compress(lines.encode(), mtime=0))
+
+
+def data_changes(directory: Path, splits: DataSplits) -> list[str]:
+    """Compare the images of a run with those it was started with.
+
+    Args:
+        directory: the run.
+        splits: its data as it is now.
+
+    Returns:
+        What differs, in words; empty where nothing does, or the run has no list yet.
+
+    Raises:
+        ValueError: when the list is damaged.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return []
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        before = {key: (split, fingerprint) for split, fingerprint, key in (line.split("\t", 2) for line in lines)}
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to continue without knowing what changed") from error
+    now = {key: (split, fingerprint) for split, fingerprint, key in _entries(splits)}
+    both = before.keys() & now.keys()
+    edited = [k for k in both if _UNKNOWN not in (before[k][1], now[k][1]) and before[k][1] != now[k][1]]
+    found = {
+        "added": sorted(now.keys() - before.keys()),
+        "gone": sorted(before.keys() - now.keys()),
+        "changed": sorted(edited),
+        "in another split": sorted(k for k in both if before[k][0] != now[k][0] and k not in edited),
+    }
+    return [f"{len(keys)} images {what}, such as {keys[0]}" for what, keys in found.items() if keys]
+
+
+def _entries(splits: DataSplits) -> Iterator[tuple[str, str, str]]:
+    for split in ("train", "val", "test"):
+        dataset = getattr(splits, split)
+        source = dataset.source
+        everything = type(source).__name__ == "FileSource" or len(source) <= FINGERPRINTED
+        chosen = None
+        if not everything:
+            # By number in the source, the same ones in every run.
+            random = np.random.default_rng(0)
+            chosen = set(random.choice(len(source), FINGERPRINTED, replace=False).tolist())
+        for number, key in zip(dataset.indices.tolist(), dataset.keys, strict=True):
+            known = chosen is None or number in chosen
+            yield split, source.fingerprint(number) if known else _UNKNOWN, key
