@@ -13,7 +13,7 @@ from omnivae.likelihoods import (
 )
 from omnivae.losses import KL, L1, MSE, MSSSIM, NLL
 from omnivae.losses.schedules import ConstantSchedule, CosineSchedule, CyclicalSchedule, LinearSchedule
-from omnivae.metrics import evaluate
+from omnivae.metrics import compare, evaluate
 from omnivae.models import VAE
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
@@ -49,6 +49,7 @@ __all__ = [
     "VAEOutput",
     "beta_vae",
     "cnn_vae",
+    "compare",
     "conv_vae",
     "evaluate",
     "from_config",

@@ -1,4 +1,4 @@
-"""``omnivae evaluate``: a table on the screen and JSON in a file."""
+"""``omnivae evaluate``: a table on the screen and the card of the evaluation in a JSON file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "Measure a model on images: a mean and a 95 % bootstrap interval for each metric.",
         "omnivae evaluate runs/photos --data.path photos/val --metrics psnr ssim nll --json result.json",
     )
-    parser.add_argument("model", type=str, help="a model directory or a run")
-    parser.add_argument("--data.path", type=str, default=None, help="the images; the run's own test images by default")
+    parser.add_argument("model", type=str | None, nargs="?", default=None, help="a model directory or a run")
+    parser.add_argument("--checkpoint", type=str | None, default=None, help="another way to say MODEL")
+    parser.add_argument(
+        "--data.path",
+        "--data_dir",
+        type=str | None,
+        default=None,
+        help="the images; the run's own test images by default",
+    )
     parser.add_argument(
         "--data.split",
         type=Literal["auto", "train", "val", "test", "all"],
@@ -26,7 +33,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="auto: the test split where the data has one, every image of a folder otherwise",
     )
     parser.add_argument("--data.limit", type=int | None, default=None, help="at most so many images")
-    parser.add_argument("--data.image_size", type=int | None, default=None, help="another size than in training")
+    parser.add_argument(
+        "--data.image_size", "--resolution", type=int | None, default=None, help="another size than in training"
+    )
+    parser.add_argument("--data.num_workers", type=int, default=0, help="processes that load images; 0: this one")
     parser.add_argument(
         "--metrics",
         type=str,
@@ -34,8 +44,13 @@ def build_parser() -> jsonargparse.ArgumentParser:
         default=["psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"],
         help="also: nll (importance-weighted bound), bits_per_dim, kl, active_units",
     )
-    parser.add_argument("--json", type=str, default=None, help="file for means, intervals and values of each image")
-    parser.add_argument("--batch_size", type=int, default=16, help="images at once")
+    parser.add_argument(
+        "--json",
+        type=str | None,
+        default=None,
+        help="file for the card: means, intervals, values of each image, hashes, versions",
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="images loaded at once; changes no digit")
     parser.add_argument("--num_samples_nll", type=int, default=100, help="K of the importance-weighted bound")
     parser.add_argument("--seed", type=int, default=0, help="of the posterior noise and the bootstrap")
     parser.add_argument(
@@ -54,14 +69,22 @@ def evaluate(argv: Sequence[str]) -> int:
     from omnivae.jobs.evaluate import evaluate_model
 
     given = parse(build_parser(), argv)
+    models = [name for name in (given.model, given.checkpoint) if name is not None]
+    if len(models) != 1:
+        raise ValueError(
+            "say which model to measure: `omnivae evaluate MODEL`"
+            if not models
+            else f"got the model {models[0]} and --checkpoint {models[1]}; give one of them"
+        )
     evaluation = evaluate_model(
-        given.model,
+        models[0],
         path=given.data.path,
         split=given.data.split,
         limit=given.data.limit,
         image_size=given.data.image_size,
         metrics=given.metrics,
         batch_size=given.batch_size,
+        num_workers=given.data.num_workers,
         num_samples_nll=given.num_samples_nll,
         seed=given.seed,
         precision=given.precision,

@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": ("omnivae.cli.encode", "write the latents of images into a store"),
     "decode": ("omnivae.cli.encode", "turn a store of latents back into pictures"),
     "calibrate": ("omnivae.cli.encode", "measure a model's latents and save the figures with it"),
+    "compare": ("omnivae.cli.compare", "say whether the difference between two evaluations is real"),
     "reconstruct": ("omnivae.cli.look", "encode and decode image files"),
     "sample": ("omnivae.cli.look", "draw images from the prior"),
     "interpolate": ("omnivae.cli.look", "walk between images through the latent"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import ConcatDataset, Subset
 
-from omnivae.data import DataConfig, DataSplits, load_data
+from omnivae.data import DataSplits, load_data
+from omnivae.jobs.provenance import provenance_of
 from omnivae.jobs.train import data_for, run_data
 from omnivae.metrics import Evaluation, evaluate
 from omnivae.models import VAE
@@ -24,7 +26,8 @@ def load(model: str | Path, precision: Precision = "auto") -> VAE:
 
     Args:
         model: the directory.
-        precision: "32", "bf16" (networks only; within 3 % of float32), "16" (for GPUs, within 2 %), or "auto": bf16 where the device computes in it.
+        precision: "32", "bf16" (networks only; within 3 % of float32), "16" (for GPUs, within 2 %), or "auto": bf16
+            where the device computes in it.
 
     Returns:
         The model, in evaluation mode.
@@ -43,6 +46,7 @@ def evaluate_model(
     limit: int | None = None,
     image_size: int | None = None,
     batch_size: int = 16,
+    num_workers: int = 0,
     num_samples_nll: int = 100,
     seed: int = 0,
     precision: Precision = "32",
@@ -58,16 +62,17 @@ def evaluate_model(
         metrics: names of metrics.
         limit: at most so many images.
         image_size: another size than in training, for models that take any.
-        batch_size: images at once.
+        batch_size: images loaded at once; changes no digit, see :func:`omnivae.evaluate`.
+        num_workers: processes that load images; 0 loads in this one.
         num_samples_nll: K of the importance-weighted bound.
         seed: of the posterior noise and the bootstrap.
         precision: of the networks; float32 by default, so that the figures are the model's and not the rounding's.
         progress: show progress on a terminal.
 
     Returns:
-        Means, intervals and values of each image.
+        Means, intervals, values of each image and the card.
     """
-    loaded, dataset, _ = images_for(model, path, split, image_size, precision)
+    loaded, dataset, splits, chosen = _images(model, path, split, image_size, precision)
     if limit is not None:
         if limit < 1:
             raise ValueError(f"got a limit of {limit} images (--data.limit); expected at least 1")
@@ -77,8 +82,10 @@ def evaluate_model(
         dataset,
         metrics,
         batch_size=batch_size,
+        num_workers=num_workers,
         num_samples_nll=num_samples_nll,
         seed=seed,
+        provenance=provenance_of(model, splits, chosen),
         progress=progress,
     )
 
@@ -86,7 +93,7 @@ def evaluate_model(
 def images_for(
     model: str | Path, path: str | None, split: Split, image_size: int | None, precision: Precision
 ) -> tuple[VAE, Any, DataSplits]:
-    """Load a model, and the images that a command about it works on.
+    """Load a model, and the images that a command about it works on, without the random crops and flips of training.
 
     Args:
         model: a model directory or a run.
@@ -98,15 +105,21 @@ def images_for(
     Returns:
         The model, the images and the data they are of.
     """
+    return _images(model, path, split, image_size, precision)[:3]
+
+
+def _images(
+    model: str | Path, path: str | None, split: Split, image_size: int | None, precision: Precision
+) -> tuple[VAE, Any, DataSplits, Split]:
     loaded = load(model, precision)
     own = run_data(find_model(model))
-    config = data_for(loaded, path, own)
+    config = replace(data_for(loaded, path, own), flip=False, random_crop=False)
     if image_size is not None:
-        config = DataConfig(**{**vars(config), "image_size": image_size})
+        config = replace(config, image_size=image_size)
     splits = load_data(config, value_range=loaded.value_range)
     if split == "auto":
         same = own is not None and (path is None or path == own.path)
         split = "test" if same or splits.official_test else "all"
     if split == "all":
-        return loaded, ConcatDataset([splits.test, splits.val, splits.train]), splits
-    return loaded, getattr(splits, split), splits
+        return loaded, ConcatDataset([splits.test, splits.val, splits.train]), splits, split
+    return loaded, getattr(splits, split), splits, split

@@ -71,10 +71,10 @@ def curves(history: History, *, columns: int = 3) -> bytes:
     order = sorted(panels, key=lambda q: (known.index(q) if q in known else len(known), q))
     columns = min(columns, len(order))
     rows = math.ceil(len(order) / columns)
-    figure = _figure(3.6 * columns, 2.3 * rows)
+    figure = figure_of(3.6 * columns, 2.3 * rows)
     for index, quantity in enumerate(order):
         axes = figure.add_subplot(rows, columns, index + 1)
-        _style(axes, grid="both")
+        style_axes(axes, grid="both")
         axes.set_title(TITLES.get(quantity, quantity.replace("_", " ")), loc="left", fontsize=9.5, color=INK)
         for stage, array in panels[quantity].items():
             _curve(axes, array, stage, ORANGE if stage == "val" else BLUE, smooth=quantity != "lr")
@@ -87,7 +87,7 @@ def curves(history: History, *, columns: int = 3) -> bytes:
             legend = axes.legend(frameon=False, fontsize=8, loc="best", handlelength=1.2)
             for text in legend.get_texts():
                 text.set_color(MUTED)
-    return _png(figure)
+    return png_of(figure)
 
 
 def kl_bar(kl_per_dimension: Sequence[float], *, threshold: float = 0.01) -> bytes:
@@ -108,9 +108,9 @@ def kl_bar(kl_per_dimension: Sequence[float], *, threshold: float = 0.01) -> byt
     values = np.asarray(kl_per_dimension, dtype=float)
     order = np.argsort(-values, kind="stable")
     used = int((values > threshold).sum())
-    figure = _figure(10.8, 2.9)
+    figure = figure_of(10.8, 2.9)
     axes = figure.add_subplot()
-    _style(axes, grid="y")
+    style_axes(axes, grid="y")
     axes.bar(
         range(len(values)), values[order], color=[BLUE if v > threshold else GREY for v in values[order]], width=0.8
     )
@@ -126,7 +126,7 @@ def kl_bar(kl_per_dimension: Sequence[float], *, threshold: float = 0.01) -> byt
         axes.set_xlabel("latent dimension", fontsize=9, color=MUTED)
     else:
         axes.set_xlabel("latent dimensions, largest first", fontsize=9, color=MUTED)
-    return _png(figure)
+    return png_of(figure)
 
 
 def latent_map(
@@ -159,12 +159,12 @@ def latent_map(
     groups = None if labels is None else np.asarray(labels)
     if groups is not None and len(groups) != len(points):
         raise ValueError(f"got {len(groups)} labels for {len(points)} latents; expected one for each")
-    figure = _figure(5.4 * len(methods) if len(methods) > 1 else 7.2, 4.8)
+    figure = figure_of(5.4 * len(methods) if len(methods) > 1 else 7.2, 4.8)
     drawn: Any = None
     for index, method in enumerate(methods):
         plane, x_name, y_name = _project(points, method, seed)
         axes = figure.add_subplot(1, len(methods), index + 1)
-        _style(axes, grid="both")
+        style_axes(axes, grid="both")
         axes.set_xlabel(x_name, fontsize=9, color=MUTED)
         axes.set_ylabel(y_name, fontsize=9, color=MUTED)
         if method == "tsne":
@@ -182,7 +182,7 @@ def latent_map(
         bar = figure.colorbar(drawn, ax=figure.axes, fraction=0.03, pad=0.02)
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.tick_params(labelsize=8, colors=MUTED, length=0)
-    return _png(figure)
+    return png_of(figure)
 
 
 def principal_components(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,7 +254,8 @@ def _curve(axes: Axes, array: np.ndarray, label: str, colour: str, *, smooth: bo
     axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=label)
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -266,7 +267,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _style(axes: Axes, *, grid: Literal["both", "x", "y"]) -> None:
+def style_axes(axes: Axes, *, grid: Literal["both", "x", "y"]) -> None:
+    """Give axes the look of every chart here: a pale grid, no frame, no ticks."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
@@ -275,7 +277,8 @@ def _style(axes: Axes, *, grid: Literal["both", "x", "y"]) -> None:
     axes.tick_params(length=0, labelsize=8.5, colors=MUTED)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as PNG bytes."""
     buffer = io.BytesIO()
     # No software version in the file: the same picture is the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
