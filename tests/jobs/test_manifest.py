@@ -1,6 +1,7 @@
 """Continuing a run on other images, or with another configuration, says what changed and refuses unless told."""
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,8 +118,19 @@ def test_another_model_is_refused_even_then(folder, tmp_path):
     train(config(folder), tmp_path / "run", progress=False, report=False)
     changed = config(folder, max_steps=5)
     changed.model["latent_dim"] = 3
-    with pytest.raises((ValueError, RuntimeError), match="size mismatch|shape"):
+    with pytest.raises(FileExistsError, match=r"a run of another model \(model\.latent_dim: 2 there, 3 asked\)"):
         train(changed, tmp_path / "run", progress=False, report=False, accept_changes=True)
+
+
+def test_files_that_were_left_out_are_listed_at_the_end(folder, tmp_path, caplog):
+    (folder / "05.png").write_bytes(b"no picture")
+    leaving_out = replace(config(folder), data=DataConfig(str(folder), on_error="skip"))
+    with caplog.at_level("WARNING", logger="omnivae"):
+        train(leaving_out, tmp_path / "run", progress=False, report=False)
+    assert "1 files could not be read and were left out of this run" in caplog.messages[-1]
+    ((name, reason),) = [line.split("\t") for line in (tmp_path / "run" / "skipped.tsv").read_text().splitlines()]
+    assert name.endswith("05.png")
+    assert reason
 
 
 def test_a_place_that_cannot_be_written_to_is_named(folder):

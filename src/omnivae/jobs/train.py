@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 #: What a model remembers of its data section, to see other images the way it saw those.
 PREPARATION = ("image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
-CONFIG, REPORT, MODEL, PICTURES = "config.yaml", "report.html", "model", "pictures"
+CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
 REPORT_METRICS, REPORT_IMAGES = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl"), 256
 
@@ -177,7 +177,26 @@ def train(
     )
     if result.complete and report:
         write_run_report(directory, splits)
+    if splits.skipped:
+        tell_skipped(directory, splits)
     return result
+
+
+def tell_skipped(directory: Path, splits: DataSplits) -> None:
+    """Write ``skipped.tsv`` and log which files were left out because they could not be read.
+
+    Args:
+        directory: the run.
+        splits: its data.
+    """
+    lines = "".join(f"{name}\t{reason}\n" for name, reason in splits.skipped)
+    write_atomic(directory / SKIPPED, lines.encode())
+    shown = "; ".join(f"{name}: {reason}" for name, reason in splits.skipped[:5])
+    more = f"; and {len(splits.skipped) - 5} more" if len(splits.skipped) > 5 else ""
+    log.warning(
+        "%d files could not be read and were left out of this run, listed in %s: %s%s",
+        len(splits.skipped), directory / SKIPPED, shown, more,
+    )  # fmt: skip
 
 
 def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None = None) -> Path:
@@ -233,6 +252,12 @@ def check_output(directory: Path, config: RunConfig, *, accept_changes: bool = F
     different = differences(read_yaml(directory / CONFIG), config.to_dict())
     # A run that never saved anything (its batch was larger than the data, say) has nothing to lose.
     if different and (directory / CHECKPOINTS).exists():
+        model = [change for change in different if change.startswith("model.")]
+        if accept_changes and model:
+            raise FileExistsError(
+                f"{directory} holds a run of another model ({'; '.join(model[:3])}), whose weights do not fit this one; give "
+                "--output another directory"
+            )
         if accept_changes:
             log.warning("continuing with another configuration: %s", "; ".join(different))
             return
