@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from omnivae.report import comparison_grid, image_grid, interpolation_grid, to_pixels, to_png, traversal_grid
+from omnivae.report.figures import channel_grid
 
 
 def test_value_range_becomes_black_to_white():
@@ -24,7 +25,32 @@ def test_channels_are_shown_as_grey_overlay_or_rgb():
     assert to_pixels(high)[0, 0, 0].tolist() == [255, 255, 255]
     assert to_pixels(torch.cat([high, low], 1))[0, 0, 0].tolist() == [255, 0, 255]
     assert to_pixels(torch.cat([high, low, low], 1))[0, 0, 0].tolist() == [255, 0, 0]
-    assert to_pixels(torch.cat([low, low, high, high, low], 1))[0, 0, 0].tolist() == [0, 0, 255]
+    # More channels are lights of their own colours: the third cyan, the fourth yellow, together white.
+    assert to_pixels(torch.cat([low, low, high, low, low], 1))[0, 0, 0].tolist() == [0, 255, 255]
+    assert to_pixels(torch.cat([low, low, high, high, low], 1))[0, 0, 0].tolist() == [255, 255, 255]
+    assert to_pixels(torch.cat([low, low, low, high], 1))[0, 0, 0].tolist() == [255, 255, 0]
+    seven = [to_pixels(torch.eye(7)[i].view(1, 7, 1, 1), (0, 1))[0, 0, 0].tolist() for i in range(7)]
+    assert len({tuple(colour) for colour in seven[:6]}) == 6
+    assert seven[6] == seven[0]
+
+
+def test_alpha_lays_images_on_white():
+    x = torch.tensor([1.0, 0.0, 0.0, 0.5]).view(1, 4, 1, 1)  # half-transparent red
+    assert to_pixels(x, (0, 1), alpha=True)[0, 0, 0].tolist() == [255, 128, 128]
+    assert to_pixels(x[:, 2:], (0, 1), alpha=True)[0, 0, 0].tolist() == [128, 128, 128]
+    assert to_pixels(x[:, :3], (0, 1), alpha=True)[0, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_channels_alone_are_grey_and_named():
+    x = torch.zeros(10, 8, 8)
+    x[1] = 1
+    grid = channel_grid(x, x / 2, (0, 1))
+    tile = 96
+    left = grid.shape[1] - 8 * tile - 7 * 4
+    for row, value in ((0, 255), (1, 128)):
+        line = grid[grid.shape[0] - (2 - row) * (tile + 4) + 4 + tile // 2, left:]
+        centres = line[tile // 2 :: tile + 4]
+        assert centres.tolist() == [[value * (i == 1)] * 3 for i in range(8)]
 
 
 def test_volumes_show_their_middle_slice():

@@ -14,7 +14,7 @@ from omnivae.data.config import DataConfig, check_value_range
 from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
 from omnivae.data.formats import find
-from omnivae.data.header import ReadOptions
+from omnivae.data.header import ALPHA, ReadOptions
 from omnivae.data.sources import SPLITS, DspritesSource, Found, ImageSource, PhotoCropSource, Split
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class DataSummary:
         channels: number of images with each channel count.
         bit_depth: bits of a stored sample (the largest among the images).
         dtypes: number of images with each type of stored samples.
+        modes: number of images with each colour mode (see :class:`omnivae.data.Header`); empty where none is stored.
     """
 
     counts: dict[str, int]
@@ -41,6 +42,7 @@ class DataSummary:
     channels: dict[int, int]
     bit_depth: int
     dtypes: dict[str, int] = field(default_factory=dict)
+    modes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class DataSplits:
     native: DataSummary
     official_test: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def alpha(self) -> bool:
+        """Whether the last channel of an image tensor is alpha."""
+        return self.channels in (2, 4) and bool(self.native.modes) and set(self.native.modes) <= set(ALPHA)
 
 
 def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1.0), seed: int = 0) -> DataSplits:
@@ -196,7 +203,17 @@ def split_images(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
     fractions: dict[Split, float] = {"val": config.val_fraction, "test": config.test_fraction}
     missing = {name: fraction for name, fraction in fractions.items() if name not in order}
     parts = order | _carve(order["train"], missing)
-    return {name: parts[name][: config.limit] for name in SPLITS}
+    return {name: _as_stored(source, parts[name][: config.limit], config.split_seed) for name in SPLITS}
+
+
+def _as_stored(source: ImageSource, part: np.ndarray, seed: int) -> np.ndarray:
+    """Return images in a mixed order in which they are quickly read, where any order is not."""
+    order = source.permutation(seed, 0)
+    if order is None:
+        return part
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return part[np.argsort(place[part])]
 
 
 def _carve(train: np.ndarray, fractions: dict[Split, float]) -> dict[Split, np.ndarray]:
@@ -242,4 +259,5 @@ def _summarise(source: ImageSource, counts: dict[str, int]) -> DataSummary:
         channels=count(source.channels),
         bit_depth=source.bit_depth,
         dtypes=count(source.dtypes),
+        modes={} if source.modes is None else count(source.modes),
     )

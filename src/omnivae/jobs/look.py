@@ -110,7 +110,7 @@ def traverse_file(
     """
     from omnivae.report import traverse_model
 
-    loaded, dataset, _ = images_for(model, None, "auto", None, precision)
+    loaded, dataset, *_ = images_for(model, None, "auto", None, precision)
     references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))])
     x = references[0] if image is None else read_for(loaded, image)[0]
     picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps)
@@ -132,7 +132,7 @@ def report_model(model: str | Path, output: str | Path, *, path: str | None = No
     """
     directory = find_model(model)
     run = directory.parent
-    loaded, dataset, splits = images_for(model, path, "auto", None, "32")
+    loaded, dataset, splits, *_ = images_for(model, path, "auto", None, "32")
     if path is None:
         return write_run_report(run, splits, output=Path(output))
     from omnivae.jobs.train import REPORT_IMAGES, REPORT_METRICS
@@ -159,9 +159,10 @@ def _write_grid(model: VAE, x: Tensor, output: str | Path, columns: int | None =
     from PIL import Image
 
     from omnivae.report import image_grid
+    from omnivae.report.latent_ops import has_alpha
 
     target = _picture_path(output)
-    Image.fromarray(image_grid(x.cpu(), model.value_range, columns)).save(target)
+    Image.fromarray(image_grid(x.cpu(), model.value_range, columns, alpha=has_alpha(model))).save(target)
     return target
 
 

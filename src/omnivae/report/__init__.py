@@ -1,6 +1,7 @@
 """Reports: figures, charts, walks through the latent space, and one self-contained HTML file."""
 
-from omnivae.report.figures import comparison_grid, image_grid, interpolation_grid, to_pixels, to_png, traversal_grid
+from omnivae.report.colours import to_pixels
+from omnivae.report.figures import comparison_grid, image_grid, interpolation_grid, to_png, traversal_grid
 from omnivae.report.history import read_history
 from omnivae.report.html import write_report
 from omnivae.report.latent_ops import interpolate, reconstruct, traverse

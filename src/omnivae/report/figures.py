@@ -1,7 +1,7 @@
 """Pictures of images: grids, comparisons with error maps, interpolations and traversals, as uint8 arrays.
 
 Shape legend: N images, C channels, H and W pixels, D slices; every function returns ``[height, width, 3]`` uint8.
-One channel is shown as grey, two as a magenta and green overlay, three as RGB, more by their first three.
+How channels become colours says :mod:`omnivae.report.colours`; ``alpha`` says that the last of two or four channels is alpha.
 Volumes ``[N, C, D, H, W]`` are shown by their middle slice.
 """
 
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from omnivae.report.colours import colour_names, middle_slice, to_pixels
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -27,35 +28,6 @@ GAP, FONT_SIZE = 4, 13
 INK, PAPER = (75, 80, 92), (255, 255, 255)
 
 
-def to_pixels(x: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:
-    """Turn images into RGB pixels.
-
-    Args:
-        x: images ``[N, C, H, W]``, or volumes ``[N, C, D, H, W]`` of which the middle slice is taken.
-        value_range: what becomes black and white; values outside are clamped.
-
-    Returns:
-        ``[N, H, W, 3]`` uint8.
-
-    Raises:
-        ValueError: for another number of axes.
-
-    Example:
-        >>> to_pixels(torch.tensor([[[[0.0, 1.0]]]]), (0, 1))[0, 0].tolist()
-        [[0, 0, 0], [255, 255, 255]]
-    """
-    x = _middle_slice(x).detach().float().cpu()
-    low, high = value_range
-    unit = ((x - low) / (high - low)).nan_to_num(0).clamp(0, 1)
-    channels = unit.shape[1]
-    if channels == 1:
-        unit = unit.expand(-1, 3, -1, -1)
-    elif channels == 2:
-        # Magenta and green: told apart by readers who cannot tell red from green, white where both are high.
-        unit = unit[:, [0, 1, 0]]
-    return (unit[:, :3] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
 def image_grid(
     x: Tensor,
     value_range: tuple[float, float] = (-1.0, 1.0),
@@ -64,6 +36,7 @@ def image_grid(
     labels: Sequence[str] | None = None,
     min_tile: int = MIN_TILE,
     max_tile: int = MAX_TILE,
+    alpha: bool = False,
 ) -> np.ndarray:
     """Arrange images in a grid, small ones enlarged by whole factors without smoothing.
 
@@ -74,6 +47,7 @@ def image_grid(
         labels: a short text under each image.
         min_tile: least length of a tile's longer side in pixels.
         max_tile: greatest length of a tile's longer side in pixels.
+        alpha: whether the last of two or four channels is alpha.
 
     Returns:
         ``[height, width, 3]`` uint8.
@@ -90,7 +64,7 @@ def image_grid(
     if labels is not None and len(labels) != len(x):
         raise ValueError(f"got {len(labels)} labels for {len(x)} images; expected one for each")
     columns = min(len(x), columns or math.ceil(math.sqrt(len(x))))
-    tiles = _tiles(to_pixels(x, value_range), min_tile, max_tile)
+    tiles = _tiles(to_pixels(x, value_range, alpha=alpha), min_tile, max_tile)
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     captions = None
     if labels is not None:
@@ -107,6 +81,7 @@ def comparison_grid(
     samples: Tensor | None = None,
     min_tile: int = MIN_TILE,
     max_tile: int = MAX_TILE,
+    alpha: bool = False,
 ) -> np.ndarray:
     """Show originals, reconstructions and error maps under each other.
 
@@ -121,6 +96,7 @@ def comparison_grid(
         samples: images for a further row, ``[N, C, H, W]``.
         min_tile: least length of a tile's longer side in pixels.
         max_tile: greatest length of a tile's longer side in pixels.
+        alpha: whether the last of two or four channels is alpha.
 
     Returns:
         ``[height, width, 3]`` uint8.
@@ -136,15 +112,15 @@ def comparison_grid(
     if labels is not None and len(labels) != len(originals):
         raise ValueError(f"got {len(labels)} labels for {len(originals)} images; expected one for each")
     low, high = value_range
-    a, b = _middle_slice(originals), _middle_slice(reconstructions)
+    a, b = middle_slice(originals), middle_slice(reconstructions)
     error = (a.detach().float() - b.detach().float().clamp(low, high)).abs().mean(1).cpu().numpy()
     largest = float(np.nanmax(error)) or (high - low)
     maps = _magma(error / largest)
-    pixels = [to_pixels(a, value_range), to_pixels(b, value_range), maps]
+    pixels = [to_pixels(a, value_range, alpha=alpha), to_pixels(b, value_range, alpha=alpha), maps]
     names = ["original", "reconstruction", "error"]
     captions = [None, None, None if labels is None else list(labels)]
     if samples is not None:
-        pixels.append(to_pixels(samples, value_range))
+        pixels.append(to_pixels(samples, value_range, alpha=alpha))
         names.append("sample")
         captions.append(None)
     rows = [list(_tiles(p, min_tile, max_tile)) for p in pixels]
@@ -164,6 +140,7 @@ def interpolation_grid(
     ends: Tensor | None = None,
     min_tile: int = MIN_TILE,
     max_tile: int = MAX_TILE,
+    alpha: bool = False,
 ) -> np.ndarray:
     """Show one interpolation a row, the two originals at its ends.
 
@@ -173,16 +150,17 @@ def interpolation_grid(
         ends: the original images, ``[R, 2, C, H, W]``.
         min_tile: least length of a tile's longer side in pixels.
         max_tile: greatest length of a tile's longer side in pixels.
+        alpha: whether the last of two or four channels is alpha.
 
     Returns:
         ``[height, width, 3]`` uint8.
     """
     steps = frames.shape[1]
     headings = [f"{a:.2f}" for a in np.linspace(0, 1, steps)]
-    rows = [list(_tiles(to_pixels(row, value_range), min_tile, max_tile)) for row in frames]
+    rows = [list(_tiles(to_pixels(row, value_range, alpha=alpha), min_tile, max_tile)) for row in frames]
     if ends is not None:
         for row, pair in zip(rows, ends, strict=True):
-            first, last = _tiles(to_pixels(pair, value_range), min_tile, max_tile)
+            first, last = _tiles(to_pixels(pair, value_range, alpha=alpha), min_tile, max_tile)
             row.insert(0, _margin(first, right=2 * GAP))
             row.append(_margin(last, left=2 * GAP))
         headings = ["original", *headings, "original"]
@@ -198,6 +176,7 @@ def traversal_grid(
     span: float = 3.0,
     min_tile: int = MIN_TILE,
     max_tile: int = MAX_TILE,
+    alpha: bool = False,
 ) -> np.ndarray:
     """Show one latent dimension a row, labelled with its number and its KL.
 
@@ -209,6 +188,7 @@ def traversal_grid(
         span: standard deviations at the ends, for the headings.
         min_tile: least length of a tile's longer side in pixels.
         max_tile: greatest length of a tile's longer side in pixels.
+        alpha: whether the last of two or four channels is alpha.
 
     Returns:
         ``[height, width, 3]`` uint8.
@@ -219,8 +199,32 @@ def traversal_grid(
         for d in dimensions
     ]
     headings = [f"{v:+.1f} σ".replace("-", "−") if v else "mean" for v in np.linspace(-span, span, frames.shape[1])]
-    rows = [list(_tiles(to_pixels(row, value_range), min_tile, max_tile)) for row in frames]
+    rows = [list(_tiles(to_pixels(row, value_range, alpha=alpha), min_tile, max_tile)) for row in frames]
     return _assemble(rows, row_labels=names, headings=headings)
+
+
+def channel_grid(
+    original: Tensor, reconstruction: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), *, most: int = 8
+) -> np.ndarray:
+    """Show the channels of one image alone, in grey, above those of its reconstruction.
+
+    Args:
+        original: ``[C, H, W]`` or ``[C, D, H, W]``.
+        reconstruction: of the same shape.
+        value_range: what becomes black and white.
+        most: channels to show, from the first.
+
+    Returns:
+        ``[height, width, 3]`` uint8.
+    """
+    count = min(most, len(original))
+    names = colour_names(len(original)) or [""] * len(original)
+    headings = [f"{i + 1} {name}".strip() for i, name in enumerate(names[:count])]
+    rows = [
+        list(_tiles(to_pixels(image[:count].unsqueeze(1), value_range), MIN_TILE, 128))
+        for image in (original, reconstruction)
+    ]
+    return _assemble(rows, row_labels=["original", "reconstruction"], headings=headings)
 
 
 def to_png(pixels: np.ndarray) -> bytes:
@@ -240,16 +244,6 @@ def to_png(pixels: np.ndarray) -> bytes:
 
 
 # -- inside
-
-
-def _middle_slice(x: Tensor) -> Tensor:
-    if x.ndim == 5:
-        return x[:, :, x.shape[2] // 2]
-    if x.ndim != 4:
-        raise ValueError(
-            f"got a tensor of shape {tuple(x.shape)}; expected images [N, C, H, W] or volumes [N, C, D, H, W]"
-        )
-    return x
 
 
 def _magma(unit: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from torch import Tensor
 from omnivae.metrics import METRICS, Evaluation, evaluate, psnr
 from omnivae.report import figures, page, plots
 from omnivae.report.collect import Chosen, Encoded, batch_size_for, choose, encode_all, same_size, stack
+from omnivae.report.colours import colour_names
 from omnivae.report.history import read_history
-from omnivae.report.latent_ops import device_of, evaluating, interpolate, order_by_kl, reconstruct, traverse
+from omnivae.report.latent_ops import device_of, evaluating, has_alpha, interpolate, order_by_kl, reconstruct, traverse
 
 #: What is measured where no evaluation is given.
 QUICK_METRICS = ("psnr", "ssim", "mse", "l1")
@@ -163,13 +164,24 @@ def _reconstructions(model: Any, shown: list[Mapping[str, Any]], device: torch.d
     x = _batch(shown, device)
     decoded = reconstruct(model, x, stack(shown, "cond", device)).clamp(*model.value_range)
     values = psnr(decoded, x, data_range=model.value_range[1] - model.value_range[0]).tolist()
-    grid = figures.comparison_grid(x, decoded, model.value_range, labels=[f"{v:.1f} dB" for v in values])
+    grid = figures.comparison_grid(
+        x, decoded, model.value_range, labels=[f"{v:.1f} dB" for v in values], alpha=has_alpha(model)
+    )
     note = (
         "Each image, the decoded mean of its posterior, and their absolute difference averaged over channels, on one "
         "scale for all; below, the PSNR of each."
     )
     alt = f"{len(shown)} original images above their reconstructions and the maps of their errors"
-    return page.section("Reconstructions", note, page.picture(figures.to_png(grid), alt))
+    pictures = [page.picture(figures.to_png(grid), alt)]
+    names = colour_names(x.shape[1], alpha=has_alpha(model))
+    if names:
+        lights = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
+        note += f" Channels are lights laid over each other ({lights}); below, those of the first image alone."
+        alone = figures.channel_grid(x[0], decoded[0], model.value_range)
+        pictures.append(
+            page.picture(figures.to_png(alone), "Each channel of the first image and of its reconstruction")
+        )
+    return page.section("Reconstructions", note, *pictures)
 
 
 def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, seed: int) -> Section:
@@ -183,7 +195,7 @@ def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, s
         parts.append(model.sample(len(members), size=size, cond=cond, generator=generator).cpu())
     x = torch.cat(parts)
     note = "Decoded draws from the prior: what the model takes for an image when it is shown none."
-    grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS)
+    grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS, alpha=has_alpha(model))
     return page.section("Samples", note, page.picture(figures.to_png(grid), f"{count} images sampled from the prior"))
 
 
@@ -194,7 +206,7 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
     # A pair of images with different conditions has no condition of its own: the first image's leads.
     frames = torch.stack([interpolate(model, a["x"], b["x"], steps=10, cond=_cond(a)) for a, b in pairs])
     ends = torch.stack([torch.stack([a["x"], b["x"]]) for a, b in pairs])
-    grid = figures.interpolation_grid(frames, model.value_range, ends=ends, max_tile=160)
+    grid = figures.interpolation_grid(frames, model.value_range, ends=ends, max_tile=160, alpha=has_alpha(model))
     note = "Straight lines between the posterior means of two images; the number is the share of the second image."
     alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
     yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
@@ -212,7 +224,14 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded) -> Iterat
         cond=_cond(item),
     )
     grid = figures.traversal_grid(
-        frames, model.value_range, dimensions=order, kl=encoded.kl, span=span, min_tile=72, max_tile=128
+        frames,
+        model.value_range,
+        dimensions=order,
+        kl=encoded.kl,
+        span=span,
+        min_tile=72,
+        max_tile=128,
+        alpha=has_alpha(model),
     )
     if len(encoded.latent_shape) > 1:
         what = "One latent channel a row, set to the same value at all positions"

@@ -168,6 +168,11 @@ def _repeat(cond: Tensor | None, n: int, device: torch.device) -> Tensor | None:
     return None if cond is None else cond.to(device).expand(n, *cond.shape)
 
 
+def has_alpha(model: Any) -> bool:
+    """Return whether the last channel of the images that a model was trained on is alpha."""
+    return bool(getattr(model, "statistics", {}).get("data", {}).get("alpha", False))
+
+
 def device_of(model: Any) -> torch.device:
     """Return the device of a model's parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from omnivae.report.collect import Chosen, encode_all
 from omnivae.report.figures import comparison_grid, traversal_grid
-from omnivae.report.latent_ops import device_of, evaluating, order_by_kl, reconstruct, traverse
+from omnivae.report.latent_ops import device_of, evaluating, has_alpha, order_by_kl, reconstruct, traverse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +34,8 @@ def run_picture(model: Any, x: Tensor, *, cond: Tensor | None = None, seed: int 
         generator = torch.Generator().manual_seed(seed)
         samples = model.sample(len(x), size=tuple(x.shape[2:]), cond=cond, generator=generator).cpu()
     decoded = reconstruct(model, x, cond).cpu()
-    return images.fromarray(comparison_grid(x.cpu(), decoded, model.value_range, samples=samples))
+    grid = comparison_grid(x.cpu(), decoded, model.value_range, samples=samples, alpha=has_alpha(model))
+    return images.fromarray(grid)
 
 
 @torch.no_grad()
@@ -76,6 +77,13 @@ def traverse_model(
     order = order_by_kl(encoded.kl, len(encoded.centre))[:num_dimensions]
     statistics = (encoded.centre, encoded.spread)
     frames = traverse(model, x, dimensions=order, span=span, steps=steps, statistics=statistics, cond=cond)
-    return images.fromarray(
-        traversal_grid(frames.cpu(), model.value_range, dimensions=order, kl=encoded.kl, span=span, max_tile=160)
+    grid = traversal_grid(
+        frames.cpu(),
+        model.value_range,
+        dimensions=order,
+        kl=encoded.kl,
+        span=span,
+        max_tile=160,
+        alpha=has_alpha(model),
     )
+    return images.fromarray(grid)
