@@ -106,7 +106,7 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         load_exactly(model, VAE.from_pretrained(config.checkpoint).state_dict(), config.checkpoint)
     model.statistics = model.statistics | {
         "image_size": list(splits.image_size),
-        "data": {"name": splits.name} | {name: getattr(config.data, name) for name in PREPARATION},
+        "data": {"name": splits.name, "alpha": splits.alpha} | {name: getattr(config.data, name) for name in PREPARATION},
     }
     return model, losses, splits
 
