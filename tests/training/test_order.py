@@ -96,3 +96,10 @@ def test_the_data_set_hears_of_the_epoch():
     assert view[5, 0] == (5, 0)
     assert len(view) == 3
     assert EpochView([10, 20])[7, 1] == 20
+
+
+def test_an_order_given_by_the_storage_is_followed_and_none_means_any():
+    given_order = {0: [4, 3, 2, 1, 0], 1: None}
+    batches = list(StepOrder(5, 2, 4, seed=0, permutation=given_order.get))
+    assert batches[:2] == [[(0, 4), (0, 3)], [(0, 2), (0, 1)]]
+    assert batches[2:] == list(StepOrder(5, 2, 4, seed=0))[2:]

@@ -73,6 +73,23 @@ class ImageDataset(Dataset):
         """Choose the epoch whose random crops, flips and binarisation the training images get."""
         self._epoch = epoch
 
+    def permutation(self, epoch: int) -> np.ndarray | None:
+        """Return an order of these images that suits how they are stored (tar shards), or None where any order does.
+
+        Args:
+            epoch: every epoch has another one.
+
+        Returns:
+            Every number from 0 to ``len(self) - 1`` once; a function of seed and epoch.
+        """
+        order = self.source.permutation(self.seed, epoch)
+        if order is None:
+            return None
+        place = np.full(len(self.source), -1)
+        place[self.indices] = np.arange(len(self))
+        mine = place[order]
+        return mine[mine >= 0]
+
     @cached_property
     def keys(self) -> list[str]:
         """The stable name of each image: a path relative to the data folder, or ``dataset/split/index``."""

@@ -98,15 +98,18 @@ def recognise(config: DataConfig) -> str:
 
     Raises:
         FileNotFoundError: when ``config.path`` does not exist.
+        ValueError: when it is an address.
     """
     names = (*EMBEDDED, *PUBLISHED)
     if config.path in names and config.format in ("auto", config.path):
         return config.path
     if is_hub_name(config.path) and config.format in ("auto", "huggingface"):
         return "huggingface"
-    path = Path(config.path).expanduser()
     if config.format == "huggingface":
         return config.format
+    if "://" in config.path:
+        raise ValueError(f"got data.path={config.path}; expected data on this machine: copy it here first")
+    path = Path(config.path).expanduser()
     if not path.exists():
         if _is_pattern(config.path) and config.format in ("auto", "webdataset"):
             return "webdataset"

@@ -80,8 +80,6 @@ def list_shards(path: str) -> tuple[Path, list[str]]:
         FileNotFoundError: when there are none, or one of a brace pattern is missing.
         ValueError: for compressed shards, whose members cannot be read from their places.
     """
-    if re.match(r"^[a-z0-9]+://", path):
-        raise ValueError(f"got {path}; expected shards on this machine: copy them here first")
     folder = Path(path)
     if folder.is_dir():
         root = folder

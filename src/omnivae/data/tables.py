@@ -250,7 +250,9 @@ def read_tables(path: Path, config: DataConfig) -> Found:
         ValueError: when there is no column of images, or more than one, or rows that cannot be used.
     """
     root, names = list_tables(path)
-    tables = [open_table(root / name) for name in names]
+    tables = [table for table in (open_table(root / name) for name in names) if table.num_rows]
+    if not tables:
+        raise ValueError(f"{path} has no rows: correct data.path")
     column = find_image_column(tables[0], config.image_column)
     label = find_column(tables[0], config.label_column, _LABEL_NAMES, "data.label_column")
     split = find_column(tables[0], None, _SPLIT_NAMES, "")
@@ -260,9 +262,6 @@ def read_tables(path: Path, config: DataConfig) -> Found:
             raise ValueError(
                 f"{table.path} has no column {odd[0]!r}, which {tables[0].path} has: give data.path one kind of table"
             )
-    tables = [table for table in tables if table.num_rows]
-    if not tables:
-        raise ValueError(f"{path} has no rows")
     wanted = [name for name in (label, split) if name is not None]
     if kind_of(tables[0].columns[column]) == "text":
         wanted.append(column)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
         start: batches already seen.
         rank: this process.
         world_size: number of processes; each takes its own slice of the joint batch.
+        permutation: epoch to an order of all images that suits how they are stored (tar shards), or to None for any order;
+            a function of the epoch alone, the same in every process.
 
     Raises:
         ValueError: when the joint batch is larger than the data.
@@ -43,6 +45,7 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        permutation: Callable[[int], Sequence[int] | None] | None = None,
     ) -> None:
         joint = batch_size * world_size
         if joint > num_images:
@@ -52,6 +55,7 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
             )
         self.num_images, self.batch_size, self.num_batches = num_images, batch_size, num_batches
         self.seed, self.start, self.rank, self.world_size = seed, start, rank, world_size
+        self.permutation = permutation
 
     @property
     def batches_per_epoch(self) -> int:
@@ -63,14 +67,20 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, []
+        epoch, order = -1, list[int]()
         for batch in range(self.start, self.num_batches):
             if batch // self.batches_per_epoch != epoch:
                 epoch = batch // self.batches_per_epoch
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                order = torch.randperm(self.num_images, generator=generator).tolist()
+                order = self._order(epoch)
             first = (batch % self.batches_per_epoch * self.world_size + self.rank) * self.batch_size
             yield [(epoch, index) for index in order[first : first + self.batch_size]]
+
+    def _order(self, epoch: int) -> list[int]:
+        stored = self.permutation(epoch) if self.permutation is not None else None
+        if stored is not None:
+            return [int(index) for index in stored]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.num_images, generator=generator).tolist()
 
 
 class UnreadableData(ValueError):
