@@ -11,7 +11,12 @@ from omnivae import PosteriorStore
 def save_model(directory, *, latent="spatial", in_channels=3, seed=0, image_size=16, latent_dim=4):
     torch.manual_seed(seed)
     model = omnivae.conv_vae(
-        in_channels=in_channels, image_size=image_size, latent=latent, latent_dim=latent_dim, channels=[4, 8], norm="group"
+        in_channels=in_channels,
+        image_size=image_size,
+        latent=latent,
+        latent_dim=latent_dim,
+        channels=[4, 8],
+        norm="group",
     )
     for parameter in model.posterior.parameters():
         parameter.data.normal_(std=0.3)

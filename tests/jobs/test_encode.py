@@ -223,7 +223,9 @@ def test_small_shards_are_filled_one_after_the_other(model, tmp_path):
 def test_a_store_of_something_else_is_refused(model, pictures, tmp_path):
     encode(model, tmp_path / "store", pictures)
     other = save_model(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match=r"latents of VAE in tiny \(\w{12}\), not of VAE in other \(\w{12}\); .*--output"):
+    with pytest.raises(
+        ValueError, match=r"latents of VAE in tiny \(\w{12}\), not of VAE in other \(\w{12}\); .*--output"
+    ):
         encode(other, tmp_path / "store", pictures)
     with pytest.raises(ValueError, match=r"resize=False.*resize=True|resize=True.*resize=False"):
         encode(model, tmp_path / "store", pictures, image_size=8)

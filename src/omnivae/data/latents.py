@@ -27,6 +27,8 @@ from omnivae.distributions import whiten
 
 STORE, SHARDS, SUFFIX = "store.json", "shards", ".safetensors"
 KIND, FORMAT = "omnivae posterior store", 1
+#: What a shard's header holds of each entry.
+COLUMNS = ("key", "content", "label", "input_size", "file", "tensor")
 #: Shards that one process keeps open; the least recently used is closed.
 MAX_OPEN = 64
 
@@ -43,6 +45,7 @@ class Shard:
         content: SHA-256 of each image as it is stored.
         label: class name, class number or factor values of each image, or None.
         input_size: spatial size of each image before padding.
+        file: what it takes to write another file like each image's, or None.
         tensor: number of the pair of tensors ``mean.N``, ``logvar.N`` that holds each entry.
         moments: moments of all entries.
     """
@@ -54,6 +57,7 @@ class Shard:
     content: list[str]
     label: list[Any]
     input_size: list[list[int]]
+    file: list[dict[str, Any] | None]
     tensor: list[int]
     moments: ChannelMoments
 
@@ -97,15 +101,17 @@ def read_shard(path: str | Path) -> Shard:
             f"{path} was written by a newer omnivae (format {metadata['format']}, this one reads {FORMAT}): upgrade omnivae"
         )
     entries = json.loads(metadata["entries"])
+    kinds = json.loads(metadata["files"])
+    entries["file"] = [kinds[number] for number in entries["file"]]
     shard = Shard(
         path=path,
         generation=int(metadata["generation"]),
         store=json.loads(metadata["store"]),
         moments=ChannelMoments.from_dict(json.loads(metadata["moments"])),
-        **{name: entries[name] for name in ("key", "content", "label", "input_size", "tensor")},
+        **{name: entries[name] for name in COLUMNS},
     )
     missing = {f"{kind}.{number}" for number in set(shard.tensor) for kind in ("mean", "logvar")} - names
-    lengths = {len(entries[name]) for name in ("key", "content", "label", "input_size", "tensor")}
+    lengths = {len(entries[name]) for name in COLUMNS}
     if missing or len(lengths) != 1:
         raise ValueError(f"{path} is damaged (its header does not fit its tensors): delete it and encode again")
     return shard
@@ -163,6 +169,8 @@ class PosteriorStore(Sequence):
         self._row = column((n for s in shards for n in s.rows), np.int32)
         self._size = column((size for s in shards for size in s.input_size), np.int32, axes)
         self._content = column((bytes.fromhex(c) for s in shards for c in s.content), "V32")
+        self._file = [file for s in shards for file in s.file] if len(self.keys) else []
+        self._file = [self._file[i] for i in order]
         labels = [label for s in shards for label in s.label]
         self._label = None if all(label is None for label in labels) else [labels[i] for i in order]
         counts = np.bincount(self._shard, minlength=len(shards))
@@ -229,7 +237,11 @@ class PosteriorStore(Sequence):
         """Return the shape ``[C, *S]`` of latent ``i``."""
         return tuple(self._open(int(self._shard[i]))[f"mean.{int(self._tensor[i])}"].get_shape()[1:])
 
-    def file_of(self, i: int) -> Path:
+    def file(self, i: int) -> dict[str, Any] | None:
+        """Return what it takes to write another file like that of image ``i``, or None where it had none."""
+        return self._file[i]
+
+    def shard_of(self, i: int) -> Path:
         """Return the shard that holds entry ``i``."""
         return self._files[int(self._shard[i])]
 

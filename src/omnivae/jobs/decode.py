@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 
 import torch
+from torch import Tensor
 
-from omnivae.data import save_image
+from omnivae.data import Header, ReadOptions, save_image, save_like
+from omnivae.data.encoding import unwritable
 from omnivae.data.latents import PosteriorStore, draw
 from omnivae.jobs.evaluate import load
+from omnivae.jobs.images import file_like
 from omnivae.jobs.progress import progress_bar
 from omnivae.models.storage import find_model, model_hash
 from omnivae.training.device import Precision
@@ -30,6 +34,9 @@ def decode_latents(
     progress: bool = True,
 ) -> list[Path]:
     """Decode posteriors into pictures under the names and in the sizes of the images that were encoded.
+
+    Format, bit depth and colour mode are those of the encoded files, as far as such files can hold a picture; an alpha channel
+    that the model does not see is opaque. Images that were in no file of their own become PNG.
 
     Args:
         latents: posterior stores, or shards of them.
@@ -73,7 +80,7 @@ def decode_latents(
             store, i = chosen[batch[0]]
             x = loaded.decode(torch.stack(drawn).to(device), size=store.input_size(i)).clamp(low, high).cpu()
             for row, number in enumerate(batch):
-                save_image(x[row], targets[number], value_range=(low, high))
+                _save(x[row], targets[number], *chosen[number], (low, high))
             advance(len(batch))
     return targets
 
@@ -92,22 +99,45 @@ def _choose(stores: list[PosteriorStore], keys: Sequence[str] | None) -> list[It
 
 def _targets(chosen: list[Item], output: Path) -> list[Path]:
     """Return the file for each latent; refuse names that lead out of the folder, meet, or replace the originals."""
-    from PIL import Image
-
-    writable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
-    targets: dict[Path, str] = {}
     originals = {Path(store.info["recipe"]["data"]).resolve() for store, _ in chosen}
     if output.resolve() in originals:
         raise ValueError(f"{output} is the folder of the images that were encoded; give --output another one")
+    targets: dict[Path, None] = {}
     for store, i in chosen:
-        key = PurePosixPath(store.keys[i])
-        if key.is_absolute() or ".." in key.parts or "\\" in store.keys[i] or ":" in store.keys[i] or not key.name:
-            raise ValueError(f"{store.path} names an image {store.keys[i]!r}, which would lie outside of {output}")
-        target = output / key if key.suffix.lower() in writable else output / key.parent / f"{key.name}.png"
+        name = store.keys[i]
+        key = PurePosixPath(name)
+        if key.is_absolute() or ".." in key.parts or "\\" in name or ":" in name or not key.name:
+            raise ValueError(f"{store.path} names an image {name!r}, which would lie outside of {output}")
+        like = _like(store, i)
+        reason = None if like is None else unwritable(like)
+        if reason is not None:
+            raise ValueError(f"{name} cannot be written: {reason}")
+        target = output / key.parent / f"{key.name}.png" if like is None else output / key
         if target in targets:
             raise ValueError(f"two latents would both be written to {target}; decode one store at a time")
-        targets[target] = store.keys[i]
+        targets[target] = None
     return list(targets)
+
+
+def _like(store: PosteriorStore, i: int) -> Header | None:
+    file = store.file(i)
+    return None if file is None else file_like(file, store.input_size(i))
+
+
+def _save(x: Tensor, target: Path, store: PosteriorStore, i: int, value_range: tuple[float, float]) -> None:
+    like = _like(store, i)
+    if like is None:
+        save_image(x, target, value_range=value_range)
+    else:
+        save_like(x, target, like, value_range=value_range, options=_reading(store))
+
+
+def _reading(store: PosteriorStore) -> ReadOptions:
+    transform = store.info["transform"]
+    values = {field.name: transform[field.name] for field in fields(ReadOptions)}
+    if values["input_range"] is not None:
+        values["input_range"] = tuple(values["input_range"])
+    return ReadOptions(**values)
 
 
 def _alike(chosen: list[Item], batch_size: int) -> Iterator[list[int]]:

@@ -166,7 +166,8 @@ def encode_images(
                     loaded, images, plan_batches(images, todo, batch_size), num_workers=num_workers
                 ):
                     for row, i in enumerate(batch.numbers):
-                        entry = Entry(images.keys[i], batch.content[row], images.label(i), batch.input_size)
+                        label, file = images.label(i), batch.file[row]
+                        entry = Entry(images.keys[i], batch.content[row], label, batch.input_size, file)
                         writer.add(entry, batch.mean[row], batch.logvar[row])
                     writer.flush_if_due()
                     advance(len(batch.numbers))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from omnivae.data import DataConfig
 from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
 from omnivae.data.formats import find
-from omnivae.data.header import ReadOptions
+from omnivae.data.header import Header, ReadOptions
 from omnivae.data.loading import split_images
 from omnivae.data.sources import ImageSource, PhotoCropSource
 from omnivae.models import VAE
@@ -34,6 +35,7 @@ class EncodedBatch:
     Attributes:
         numbers: numbers of the images in their list.
         content: SHA-256 of each image as it is stored.
+        file: what the file of each image says about itself, see :func:`describe_file`.
         mean: ``[B, C, *S]`` float32.
         logvar: ``[B, C, *S]`` float32.
         input_size: spatial size of the images before padding.
@@ -41,13 +43,14 @@ class EncodedBatch:
 
     numbers: list[int]
     content: list[str]
+    file: list[dict[str, Any] | None]
     mean: Tensor
     logvar: Tensor
     input_size: tuple[int, ...]
 
 
 class ImageList(Dataset):
-    """Images that one model is to encode; an item is ``x``, ``number`` and ``content``, a function of the file alone.
+    """Images that one model is to encode; an item is ``x``, ``number``, ``content`` and ``file``, a function of the file alone.
 
     Args:
         source: where images come from.
@@ -86,7 +89,8 @@ class ImageList(Dataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         transform = replace(self.transform, shape=(self.transform.shape[0], *self.size(i)))
         one = ImageDataset(self.source, self.indices[i : i + 1], split="test", transform=transform)
-        return {"x": one[0]["x"], "number": i, "content": self.content_hash(i)}
+        header = self.source.header(int(self.indices[i]))
+        return {"x": one[0]["x"], "number": i, "content": self.content_hash(i), "file": describe_file(header)}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that happens between file and tensor, ready for JSON."""
@@ -231,13 +235,52 @@ def encode_batches(
         size = posterior.input_size
         assert size is not None, "encode records the size of its images"
         yield EncodedBatch(
-            batch["number"], batch["content"], posterior.mean.float().cpu(), posterior.logvar.float().cpu(), size
+            batch["number"],
+            batch["content"],
+            batch["file"],
+            posterior.mean.float().cpu(),
+            posterior.logvar.float().cpu(),
+            size,
         )
 
 
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "x": torch.stack([item["x"] for item in items]),
-        "number": [item["number"] for item in items],
-        "content": [item["content"] for item in items],
+def describe_file(header: Header | None) -> dict[str, Any] | None:
+    """Return what it takes to write another file like one, ready for JSON; without its size, and without defaults.
+
+    Args:
+        header: of the file; None for an image without one.
+    """
+    if header is None:
+        return None
+    values = {
+        field.name: getattr(header, field.name)
+        for field in fields(Header)
+        if field.name == "channels" or getattr(header, field.name) != field.default
     }
+    for name in ("height", "width"):
+        del values[name]
+    if header.resolution is not None:
+        values["resolution"] = list(header.resolution)
+    if header.icc is not None:
+        values["icc"] = base64.b64encode(header.icc).decode()
+    return values
+
+
+def file_like(description: dict[str, Any], size: tuple[int, ...]) -> Header:
+    """Return the header that :func:`describe_file` described.
+
+    Args:
+        description: of the file.
+        size: height and width.
+    """
+    values = dict(description)
+    if "icc" in values:
+        values["icc"] = base64.b64decode(values["icc"])
+    if "resolution" in values:
+        values["resolution"] = tuple(values["resolution"])
+    return Header(height=size[0], width=size[1], **values)
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("number", "content", "file")}
+    return batch | {"x": torch.stack([item["x"] for item in items])}

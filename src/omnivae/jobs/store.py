@@ -38,12 +38,14 @@ class Entry:
         content: SHA-256 of it as it is stored.
         label: class name, class number or factor values, or None.
         input_size: spatial size before padding.
+        file: what it takes to write another file like the image's (type, colour mode, ...), or None.
     """
 
     key: str
     content: str
     label: Any
     input_size: tuple[int, ...]
+    file: dict[str, Any] | None = None
 
 
 class StoreWriter:
@@ -108,13 +110,18 @@ class StoreWriter:
         for one in entries:
             groups.setdefault(tuple(one[1].shape), []).append(one)
         tensors, moments = {}, ChannelMoments(entries[0][1].shape[0])
-        columns: dict[str, list[Any]] = {name: [] for name in ("key", "content", "label", "input_size", "tensor")}
+        columns: dict[str, list[Any]] = {
+            name: [] for name in ("key", "content", "label", "input_size", "file", "tensor")
+        }
+        files: list[Any] = []  # most images of a data set are of one kind: kinds are numbered
         for number, (_, group) in enumerate(sorted(groups.items())):
             mean, logvar = torch.stack([one[1] for one in group]), torch.stack([one[2] for one in group])
             tensors[f"mean.{number}"], tensors[f"logvar.{number}"] = mean, logvar
             moments.update(mean, logvar)
             for entry, *_ in group:
-                for name, value in vars(entry).items():
+                if entry.file not in files:
+                    files.append(entry.file)
+                for name, value in (vars(entry) | {"file": files.index(entry.file)}).items():
                     columns[name].append(value)
                 columns["tensor"].append(number)
         metadata = {
@@ -123,6 +130,7 @@ class StoreWriter:
             "generation": str(self.generation),
             "store": json.dumps(self.info),
             "entries": json.dumps(columns),
+            "files": json.dumps(files),
             "moments": json.dumps(moments.to_dict()),
         }
         del entries, groups, group, one
@@ -243,7 +251,7 @@ def compact(directory: Path, info: dict[str, Any], *, keep: Collection[str], sha
     live: dict[Path, list[int]] = {}
     for i, key in enumerate(store.keys):
         if key in keep:
-            live.setdefault(store.file_of(i), []).append(i)
+            live.setdefault(store.shard_of(i), []).append(i)
     shards = [read_shard(file) for file in sorted((directory / SHARDS).glob(f"*{SUFFIX}"))]
     dropped = {s.path: len(s.key) - len(live.get(s.path, [])) for s in shards}
     small = [s.path for s in shards if s.path.stat().st_size < shard_mib * 2**19 and not dropped[s.path]]
@@ -268,7 +276,7 @@ def entry_of(store: PosteriorStore, i: int) -> Entry:
         store: the store.
         i: number of the entry.
     """
-    return Entry(store.keys[i], store.content_hash(i), store.stored_label(i), store.input_size(i))
+    return Entry(store.keys[i], store.content_hash(i), store.stored_label(i), store.input_size(i), store.file(i))
 
 
 def next_generation(directory: Path) -> int:
