@@ -16,7 +16,7 @@ from omnivae.data.sources import Found, Split
 from omnivae.data.stored import Collection, NumberedKeys, collect
 
 PREFIX = "hf://"
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*)?")
 _LABELS = ("label", "labels", "class")
 
 
