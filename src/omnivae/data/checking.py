@@ -28,6 +28,19 @@ _PROGRESS_FROM = 500
 _known: dict[tuple[Any, ...], Header] = {}
 
 
+class UnusableImages(ValueError):
+    """Images that cannot be used; the message names some of them.
+
+    Args:
+        message: one sentence.
+        skipped: name and reason of every one.
+    """
+
+    def __init__(self, message: str, skipped: list[tuple[str, str]]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
 @dataclass(frozen=True)
 class Checked:
     """What a check found.
@@ -65,7 +78,8 @@ def check_images(
         The usable images and their headers, and what is left out and why.
 
     Raises:
-        ValueError: says how many images are not usable and names the first three; also when all would be skipped.
+        UnusableImages: a ``ValueError`` that says how many images are not usable and names the first three; also when all
+            would be skipped.
 
     Example:
         >>> import io
@@ -73,7 +87,7 @@ def check_images(
         >>> check_images(files.__getitem__, ["a.png"])
         Traceback (most recent call last):
         ...
-        ValueError: 1 of 1 images is not usable: a.png is damaged or not an image: repair or remove it
+        omnivae.data.checking.UnusableImages: 1 of 1 images is not usable: a.png is damaged or not an image: repair or remove it
     """
     options = options or ReadOptions()
     full = verify == "full" or (verify == "auto" and len(names) <= FULL_UP_TO)
@@ -91,7 +105,7 @@ def check_images(
     if skipped and (on_error == "stop" or not kept):
         shown = "; ".join(reason for _, reason in skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
         verb = "is" if len(skipped) == 1 else "are"
-        raise ValueError(f"{len(skipped)} of {len(names)} images {verb} not usable: {shown}")
+        raise UnusableImages(f"{len(skipped)} of {len(names)} images {verb} not usable: {shown}", skipped)
     for _, reason in skipped:
         logger.warning("left out: %s", reason)
     if skipped:
