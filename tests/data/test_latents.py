@@ -105,7 +105,7 @@ def test_shards_of_another_model_in_a_store_are_refused(store, posteriors, tmp_p
     write_store(tmp_path / "other", posteriors, info=other)
     shard = next((tmp_path / "other" / "shards").iterdir())
     shard.rename(tmp_path / "store" / "shards" / "shard-00077.safetensors")
-    with pytest.raises(ValueError, match="shard-00077.* another model"):
+    with pytest.raises(ValueError, match=r"shard-00077.* another model"):
         PosteriorStore(tmp_path / "store")
 
 
@@ -121,7 +121,7 @@ def test_a_bounded_number_of_files_is_open(tmp_path, monkeypatch):
 def test_a_store_that_was_rewritten_meanwhile_says_so(store, tmp_path):
     for shard in (tmp_path / "store" / "shards").iterdir():
         shard.unlink()
-    with pytest.raises(FileNotFoundError, match="open .* again"):
+    with pytest.raises(FileNotFoundError, match=r"open .* again"):
         store[0]
 
 

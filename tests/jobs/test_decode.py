@@ -98,7 +98,7 @@ def test_some_keys_and_single_shards(model, store, tmp_path):
     assert written == [tmp_path / "some" / "b" / "001.png"]
     shard = next((store / "shards").iterdir())
     assert len(decode_latents([shard], model, tmp_path / "shard", progress=False)) == 5
-    with pytest.raises(ValueError, match="no latent of 'b/9.png'"):
+    with pytest.raises(ValueError, match=r"no latent of 'b/9\.png'"):
         decode_latents([store], model, tmp_path / "no", keys=["b/9.png"], progress=False)
 
 

@@ -341,8 +341,8 @@ def test_processes_at_work_together_name_shards_by_rank_and_do_not_rewrite(model
     with store_module.locked(tmp_path / "store", rank=0, world_size=2):
         encode(model, tmp_path / "store", pictures)
         assert all(name.startswith("shard-rank001-") for name in shards_of(tmp_path / "store"))
+        monkeypatch.setenv("RANK", "0")
         with pytest.raises(BlockingIOError):
-            monkeypatch.setenv("RANK", "0")
             encode(model, tmp_path / "store", pictures)
         monkeypatch.delenv("RANK")
         monkeypatch.delenv("WORLD_SIZE")
