@@ -132,8 +132,19 @@ def test_images_below_the_networks_minimum_are_refused(network, least, files):
         loss(output_of(small), {"x": small})
 
 
-def test_volumes_other_channels_and_masks_are_refused(alex):
-    for shape in ((1, 2, 32, 32), (1, 1, 32, 32, 32)):
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_other_channels_are_averaged_as_grey_images(alex, channels):
+    x, y = torch.rand(2, channels, 32, 32) * 2 - 1, torch.rand(2, channels, 32, 32) * 2 - 1
+    x.requires_grad_()
+    value = alex(output_of(x), {"x": y})
+    value.backward()
+    assert (x.grad.abs().sum((0, 2, 3)) > 0).all()
+    alone = [alex(output_of(x[:, [c]].detach()), {"x": y[:, [c]]}).item() for c in range(channels)]
+    assert value.item() == pytest.approx(sum(alone) / channels, rel=1e-5)
+
+
+def test_volumes_and_masks_are_refused(alex):
+    for shape in ((1, 1, 32, 32, 32), (1, 4, 32, 32, 32)):
         x = torch.rand(shape)
         with pytest.raises(ValueError, match="1 or 3 channels"):
             alex(output_of(x), {"x": x})

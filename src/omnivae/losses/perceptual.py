@@ -29,8 +29,9 @@ BACKBONES: dict[str, tuple[str, int]] = {
 class LPIPS(Loss):
     """Learned perceptual image patch similarity: one number an image, mean over the batch.
 
-    ``sum_l mean_hw w_l · (f_l(x) - f_l(y))^2`` with channel-normalised features ``f_l`` (eq. 1 of the paper). Images of one
-    channel are repeated to three.
+    ``sum_l mean_hw w_l · (f_l(x) - f_l(y))^2`` with channel-normalised features ``f_l`` (eq. 1 of the paper). Grey images are
+    repeated to three channels. Where channels are no colours (two, four and more), each is taken for a grey image of its own and
+    the distance is the mean over channels: a batch costs C times as much.
 
     Args:
         weight: factor in the total.
@@ -74,8 +75,8 @@ class LPIPS(Loss):
         low, high = self.value_range
         net = self.features.on(reconstruction.device)
         with torch.no_grad():
-            theirs = _stages(net, (as_rgb(self.name, target) - low) * (2 / (high - low)) - 1)
-        ours = _stages(net, (as_rgb(self.name, reconstruction) - low) * (2 / (high - low)) - 1)
+            theirs = _stages(net, (as_rgb(self.name, _apart(target)) - low) * (2 / (high - low)) - 1)
+        ours = _stages(net, (as_rgb(self.name, _apart(reconstruction)) - low) * (2 / (high - low)) - 1)
         # Differences of nearly equal features: in float32 whatever the backbone ran in.
         with torch.autocast(reconstruction.device.type, enabled=False):
             distances = [
@@ -119,6 +120,11 @@ def lpips_network(network: Backbone, weights_path: str | Path | None) -> nn.Modu
     net.load_state_dict(heads | twins | backbone_state, assign=True)
     net.scaling_layer = reference.ScalingLayer()
     return net
+
+
+def _apart(x: Tensor) -> Tensor:
+    """Return each channel as an image of its own, ``[B C, 1, H, W]``, unless the channels are grey or RGB."""
+    return x if x.ndim != 4 or x.shape[1] in (1, 3) else x.flatten(0, 1)[:, None]
 
 
 def _stages(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
