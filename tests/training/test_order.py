@@ -103,3 +103,25 @@ def test_an_order_given_by_the_storage_is_followed_and_none_means_any():
     batches = list(StepOrder(5, 2, 4, seed=0, permutation=given_order.get))
     assert batches[:2] == [[(0, 4), (0, 3)], [(0, 2), (0, 1)]]
     assert batches[2:] == list(StepOrder(5, 2, 4, seed=0))[2:]
+
+
+def test_every_resolution_comes_equally_often_and_one_a_batch():
+    order = list(StepOrder(24, 4, 30, seed=3, resolutions=(16, 32, 48)))
+    sides = [{side for *_, side in batch} for batch in order]
+    assert all(len(side) == 1 for side in sides)
+    flat = [side for (side,) in map(tuple, sides)]
+    assert {side: flat.count(side) for side in (16, 32, 48)} == {16: 10, 32: 10, 48: 10}
+    assert flat != sorted(flat)
+    assert flat[:3] != flat[3:6] or flat[3:6] != flat[6:9]
+
+
+def test_resolutions_do_not_change_which_images_come_and_continue_anywhere():
+    plain = list(StepOrder(24, 4, 12, seed=3))
+    several = list(StepOrder(24, 4, 12, seed=3, resolutions=(16, 32)))
+    assert [[key[:2] for key in batch] for batch in several] == plain
+    assert list(StepOrder(24, 4, 12, seed=3, resolutions=(16, 32), start=5)) == several[5:]
+
+
+def test_all_processes_train_on_the_same_resolution_at_a_time():
+    orders = [list(StepOrder(24, 2, 12, seed=3, resolutions=(16, 32), rank=r, world_size=2)) for r in (0, 1)]
+    assert all(a[0][2] == b[0][2] for a, b in zip(*orders, strict=True))

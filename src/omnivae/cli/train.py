@@ -11,8 +11,8 @@ import jsonargparse
 
 from omnivae.cli.parsing import check_keys, make_parser, option_names, parse, to_arguments
 from omnivae.component import suggestion
-from omnivae.data import DataConfig, load_data
-from omnivae.jobs.choose import SMALL, choose, choose_image_size
+from omnivae.data import DataConfig
+from omnivae.jobs.choose import choose_for
 from omnivae.jobs.config import (
     RunConfig,
     check_loss_name,
@@ -191,17 +191,7 @@ def _choose(argv: list[str], values: dict[str, Any]) -> dict[str, Any]:
     from_file = flatten({"data": values["data"]}) if values.get("data") else {}
     check_keys(from_file, option_names(parser), "the configuration")
     data = DataConfig(**parse(parser, [*to_arguments(from_file), *data_arguments]).as_dict()["data"])
-    try:
-        splits = load_data(data)
-    except ValueError as error:
-        if data.image_size is not None or "image_size" not in str(error):
-            raise
-        # Pictures of several sizes: look at them squared; the side to train on is chosen from their true sizes.
-        splits = load_data(DataConfig(**{**vars(data), "image_size": 256}))
-    chosen = choose(splits)
-    if data.image_size is None and max(splits.native.max_size) > SMALL:
-        chosen["data"] = {"image_size": choose_image_size(splits)}
-    return chosen
+    return choose_for(data)
 
 
 def _announce(config: RunConfig) -> str:
@@ -223,7 +213,7 @@ def _length(config: RunConfig) -> str:
 
 
 def _translate(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Turn flat flags into ours: ``--losses l1 kl --loss_weights 1.0 1e-8 --freeze_encoder --data_dir D``."""
+    """Turn flat flags into ours: ``--losses l1 kl --loss_weights 1.0 1e-8 --resolutions 256 512 --freeze_encoder``."""
     result: list[str] = []
     names: list[str] = []
     weights: list[float] = []
@@ -239,6 +229,11 @@ def _translate(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
                 names = items
             else:
                 weights = [_number(item) for item in items]
+        elif name == "--resolutions":
+            sides = [value] if value else []
+            while joined and not joined[0].startswith("--"):
+                sides.append(joined.pop(0))
+            result.append(f"--data.resolutions=[{', '.join(sides)}]")
         elif name == "--freeze_encoder":
             result.append("--training.freeze=[encoder, posterior]")
         elif name in FLAT:

@@ -52,8 +52,8 @@ class DataConfig:
         flip: mirror training images left to right with probability 1/2.
         random_crop: cut a random square of side ``image_size`` from training images instead of resizing them (an image
             whose shorter side is smaller is enlarged first).
-        resolutions: sides to train on instead of one ``image_size``; each batch has one of them, drawn by the seed.
-            Validation and test use the first.
+        resolutions: sides to train on instead of one ``image_size``; each batch has one of them, all equally often, in an
+            order drawn by the seed. Validation and test use ``image_size``, or the first where that is not given.
         input_range: stored values that become black and white. By default 0 to the largest value of the stored type for
             integers (255, 65535), and 0 to 1 for floats. A value beyond it is an error, unless ``clip`` is set.
         clip: cut values beyond ``input_range`` off at its ends.
@@ -114,6 +114,9 @@ class DataConfig:
         _choice("channel_axis", self.channel_axis, ("auto", "first", "last"))
         if self.cache not in (True, False, "auto"):
             raise ValueError(f"got data.cache={self.cache!r}; expected true, false or auto")
+        object.__setattr__(self, "resolutions", tuple(self.resolutions))
+        for side in self.resolutions:
+            _at_least("resolutions", side, 1)
         _at_least("image_size", self.image_size, 1)
         _at_least("limit", self.limit, 1)
         _at_least("num_workers", self.num_workers, 0)
@@ -140,7 +143,7 @@ class DataConfig:
                 f"got data.format={self.format!r} with data.path={self.path!r}; this data set is embedded: set "
                 f"data.path to {self.format} and leave data.format out"
             )
-        if self.random_crop and self.image_size is None and self.path != "photos":
+        if self.random_crop and self.image_size is None and not self.resolutions and self.path != "photos":
             raise ValueError("data.random_crop needs the side of the crop: set data.image_size")
 
 

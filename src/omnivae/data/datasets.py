@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from omnivae.data.cache import PixelCache, affordable, cache_bytes
 from omnivae.data.config import Binarize
 from omnivae.data.header import ReadOptions
-from omnivae.data.pixels import check_pixels, convert_channels, resize, resize_and_crop, to_unit
+from omnivae.data.pixels import (
+    black_and_white,
+    check_pixels,
+    convert_channels,
+    resize,
+    resize_and_crop,
+    to_unit,
+)
 from omnivae.data.sources import SPLITS, ImageSource, Split
 from omnivae.types import Batch
 
@@ -65,6 +73,8 @@ class ImageDataset(Dataset):
     ) -> None:
         self.source, self.indices, self.split, self.transform, self.seed = source, indices, split, transform, seed
         self._epoch = 0
+        self._side: int | None = None
+        self._cache: PixelCache | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -72,6 +82,44 @@ class ImageDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose random crops, flips and binarisation the training images get."""
         self._epoch = epoch
+
+    def set_resolution(self, side: int | None) -> None:
+        """Choose the side of the square that the next images get; None for the transform's own."""
+        self._side = side
+
+    def keep_decoded(self, setting: bool | Literal["auto"], *, any_size: bool = False) -> bool:
+        """Decode each image once: keep it, resized where that is the same in every epoch, in a file that all processes share.
+
+        Args:
+            setting: True, False, or "auto": where images are decoded from files, and all of them fit into a quarter of the
+                free memory and disk.
+            any_size: keep the images unresized, because they will be asked for in several sizes.
+
+        Returns:
+            Whether images are kept from now on.
+
+        Raises:
+            OSError: when ``setting`` is True and there is no room.
+        """
+        if setting is False or len(self) == 0 or (setting == "auto" and self.source.in_memory):
+            return False
+        t = self.transform
+        resized = t.resize and not (t.random_crop and self.split == "train") and not any_size
+        stored = {"sizes": self.source.sizes, "channels": self.source.channels, "dtypes": self.source.dtypes}
+        rows = {
+            name: values[self.indices] if len(values) > 1 else np.repeat(values, len(self), axis=0)
+            for name, values in stored.items()
+        }
+        sizes = np.full((len(self), 2), t.shape[1]) if resized else rows["sizes"]
+        # Resizing leaves 8-bit pixels of up to four channels what they are, and makes float32 of all others.
+        plain = (rows["dtypes"] == "uint8") & (rows["channels"] <= 4)
+        same = ~np.asarray(resized) | plain | (rows["sizes"] == t.shape[1]).all(axis=1)
+        dtypes = np.where(same, rows["dtypes"], "float32")
+        shapes = np.concatenate([sizes, rows["channels"][:, None]], axis=1)
+        if setting == "auto" and not affordable(int(cache_bytes(shapes, dtypes).sum())):
+            return False
+        self._cache, self._cache_resized = PixelCache(shapes, dtypes), resized
+        return True
 
     def permutation(self, epoch: int) -> np.ndarray | None:
         """Return an order of these images that suits how they are stored (tar shards), or None where any order does.
@@ -127,21 +175,22 @@ class ImageDataset(Dataset):
         if (training and (t.flip or t.random_crop)) or t.binarize == "stochastic":
             epoch = self._epoch if training else 0
             random = np.random.default_rng([self.seed, SPLITS.index(self.split), epoch, index])
-        image, alpha = self.source.read(number), self.source.has_alpha(number)
+        alpha = self.source.has_alpha(number)
+        shape = t.shape if self._side is None else (t.shape[0], self._side, self._side)
+        image, black, white = self._decoded(number, index, key, alpha)
         stored = image.shape[2]
-        black, white = check_pixels(image, key, t.reading)
         if random is not None and training and t.random_crop:
-            image = _random_crop(image, t.shape[1], random, alpha=alpha)
-        elif t.resize:
-            image = resize_and_crop(image, t.shape[1], alpha=alpha)
+            image = _random_crop(image, shape[1], random, alpha=alpha)
+        elif t.resize or self._side is not None:
+            image = resize_and_crop(image, shape[1], alpha=alpha)
         if t.channels in (1, 3) and stored <= 4:
             image = convert_channels(image, t.channels)
         array = to_unit(image, black, white)
-        if array.shape != t.shape:
+        if array.shape != shape:
             height, width = array.shape[1:]
             raise ValueError(
-                f"{key} decodes to {stored} channels of {height} x {width} pixels; expected {t.shape[0]} channels of "
-                f"{t.shape[1]} x {t.shape[2]}, as its header or the first image said: repair or remove it, or set "
+                f"{key} decodes to {stored} channels of {height} x {width} pixels; expected {shape[0]} channels of "
+                f"{shape[1]} x {shape[2]}, as its header or the first image said: repair or remove it, or set "
                 "data.image_size and data.channels"
             )
         if random is not None and training and t.flip and random.random() < 0.5:
@@ -154,6 +203,25 @@ class ImageDataset(Dataset):
         if (low, high) != (0.0, 1.0):
             array = array * np.float32(high - low) + np.float32(low)
         return torch.from_numpy(np.ascontiguousarray(array))
+
+    def _decoded(self, number: int, index: int, key: str, alpha: bool) -> tuple[np.ndarray, float, float]:
+        """Return an image, and what black and white are in it; from the cache where there is one."""
+        t = self.transform
+        cached = self._cache.get(index) if self._cache is not None else None
+        if cached is not None:
+            # Its pixels were checked before they were kept; resizing may have taken them a little beyond their range.
+            black, white = black_and_white(self._stored_dtype(number), key, t.reading)
+            return cached, black, white
+        image = self.source.read(number)
+        black, white = check_pixels(image, key, t.reading)
+        if self._cache is not None:
+            if self._cache_resized:
+                image = resize_and_crop(image, t.shape[1], alpha=alpha)
+            self._cache.put(index, image)
+        return image, black, white
+
+    def _stored_dtype(self, number: int) -> np.dtype:
+        return np.dtype(str(self.source.dtypes[number if len(self.source.dtypes) > 1 else 0]))
 
 
 def collate(items: list[dict[str, Any]]) -> Batch:

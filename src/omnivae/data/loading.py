@@ -111,7 +111,9 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
     source = found.source
     channels = _common_channels(source, config.channels)
     photos = isinstance(source, PhotoCropSource)
-    side = config.image_size or (DEFAULT_PHOTO_SIZE if photos else None)
+    side = config.image_size or (
+        config.resolutions[0] if config.resolutions else DEFAULT_PHOTO_SIZE if photos else None
+    )
     size = (side, side) if side is not None else _common_size(source)
 
     indices = split_images(found, config)

@@ -35,9 +35,11 @@ class ImageSource:
         options: how stored samples are to be understood.
         labels: class indices ``[N]`` int64, or None.
         classes: names of the classes, or None.
+        in_memory: whether reading an image decodes nothing.
     """
 
     name: str
+    in_memory: bool = False
     sizes: np.ndarray
     channels: np.ndarray
     modes: np.ndarray | None = None
@@ -182,6 +184,8 @@ class ArraySource(ImageSource):
         key_starts: prefix of the keys and the number of the first image that has it, in ascending order.
     """
 
+    in_memory = True
+
     def __init__(
         self,
         name: str,
@@ -225,6 +229,8 @@ class PhotoCropSource(ImageSource):
         num_moving: how many images, from the first on, are larger than the crop that training takes from them.
     """
 
+    in_memory = True
+
     def __init__(
         self, name: str, photos: list[np.ndarray], *, names: list[str], boxes: np.ndarray, num_moving: int
     ) -> None:
@@ -255,6 +261,7 @@ class DspritesSource(ImageSource):
     """All 737,280 sprites in the original's order, rendered when read; labels are the five factor classes."""
 
     name = "dsprites"
+    in_memory = True
     sizes = np.array([[IMAGE_SIZE, IMAGE_SIZE]])
     channels = np.array([1])
 

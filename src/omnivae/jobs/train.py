@@ -59,7 +59,7 @@ def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) 
     if "image_size" in parameters:
         from_data["image_size"] = list(splits.image_size)  # type: ignore[assignment]
     else:
-        from_data["input_resolution"] = max(splits.image_size)
+        from_data["input_resolution"] = max(*splits.image_size, *data.resolutions)
     for argument, value in from_data.items():
         if argument in parameters and arguments.get(argument) is None:
             arguments[argument] = value
@@ -98,6 +98,11 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
             "batch normalisation needs at least two images in a batch: set training.batch_size to 2 or more, or model.norm to "
             "group or none"
         )
+    if config.data.resolutions and model.image_size is not None:
+        raise ValueError(
+            f"data.resolutions is {list(config.data.resolutions)} and this model has a vector latent, which takes images of one "
+            "size: choose a recipe with a spatial latent, such as transvae, or leave data.resolutions out"
+        )
     if splits.channels != model.in_channels:
         raise ValueError(
             f"the images have {splits.channels} channels and the model takes {model.in_channels}; set data.channels"
@@ -106,7 +111,8 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         load_exactly(model, VAE.from_pretrained(config.checkpoint).state_dict(), config.checkpoint)
     model.statistics = model.statistics | {
         "image_size": list(splits.image_size),
-        "data": {"name": splits.name, "alpha": splits.alpha} | {name: getattr(config.data, name) for name in PREPARATION},
+        "data": {"name": splits.name, "alpha": splits.alpha}
+        | {name: getattr(config.data, name) for name in PREPARATION},
     }
     return model, losses, splits
 
@@ -159,6 +165,9 @@ def train(
         splits.name,
     )
 
+    splits.train.keep_decoded(config.data.cache, any_size=bool(config.data.resolutions))
+    splits.val.keep_decoded(config.data.cache)
+
     def save(trained: nn.Module) -> None:
         trained.save_pretrained(directory / MODEL)  # type: ignore[operator]
 
@@ -172,6 +181,7 @@ def train(
         save_model=save,
         collate=collate,
         num_workers=config.data.num_workers,
+        resolutions=config.data.resolutions,
         draw=lambda trained, step: draw(trained, splits, directory / PICTURES / f"step-{step:08d}.png"),
         progress=progress,
     )
@@ -211,6 +221,7 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
         The report.
     """
     from omnivae.jobs.provenance import provenance_of
+    from omnivae.jobs.doctor import diagnose
     from omnivae.metrics import evaluate
     from omnivae.report import write_report
 
@@ -226,6 +237,7 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
         evaluation=evaluation,
         history=directory / "metrics.csv",
         config_text=(directory / CONFIG).read_text(),
+        advice=[finding.row() for finding in diagnose(directory, look=False)],
         title=f"{splits.name}: {type(model).__name__}",
         dataset_name=splits.name,
         classes=splits.classes,

@@ -29,8 +29,8 @@ class TrainingConfig:
         gradient_clip: largest gradient norm (or value); 0 switches clipping off.
         gradient_clip_algorithm: "norm" clips the global norm, "value" each element.
         accumulate: batches whose gradients are added up before a step.
-        precision: "32", "bf16" (autocast; weights stay float32), "16" (float16 with gradient scaling), or "auto": bf16 where the device
-            computes in it natively, else 32.
+        precision: "32", "bf16" (autocast; weights stay float32), "16" (float16 with gradient scaling), or "auto": bf16
+            where the device computes in it natively, else 32.
         channels_last: memory layout for convolutions; "auto" switches it on for 2-D and 3-D models.
         compile: ``torch.compile`` the model; "auto" is off on CPUs, where it was measured not to pay.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def fit(
     collate: Callable[[list[Any]], Any] | None = None,
     num_workers: int = 0,
     draw: Callable[[nn.Module, int], None] | None = None,
+    resolutions: Sequence[int] = (),
     progress: bool = True,
 ) -> FitResult:
     """Train, or continue the run that is in ``directory``.
@@ -78,6 +79,7 @@ def fit(
         collate: joins items into a batch; torch's own by default.
         num_workers: processes that load images; 0 loads in this one.
         draw: draws pictures of a model at a step.
+        resolutions: sides of the squares to train on, one a batch; ``train`` then has ``set_resolution``.
         progress: show progress on standard error.
 
     Returns:
@@ -100,6 +102,7 @@ def fit(
         seed=config.seed,
         start=start * config.accumulate,
         permutation=getattr(train, "permutation", None),
+        resolutions=resolutions,
     )
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()  # type: ignore[operator]

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+#: Epoch, index, and the side of the square to load where the run has several.
+Key = tuple[int, int] | tuple[int, int, int]
 
-class StepOrder(Sampler[list[tuple[int, int]]]):
+
+class StepOrder(Sampler[list[Key]]):
     """Batches of (epoch, index) for a whole run; every epoch is a fresh permutation, its incomplete last batch left out.
 
     Args:
@@ -23,6 +26,8 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
         world_size: number of processes; each takes its own slice of the joint batch.
         permutation: epoch to an order of all images that suits how they are stored (tar shards), or to None for any order;
             a function of the epoch alone, the same in every process.
+        resolutions: sides of the squares to train on; each batch has one, all equally often, in an order drawn by the seed
+            and the same in every process. The keys are then (epoch, index, side).
 
     Raises:
         ValueError: when the joint batch is larger than the data.
@@ -46,6 +51,7 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         permutation: Callable[[int], Sequence[int] | None] | None = None,
+        resolutions: Sequence[int] = (),
     ) -> None:
         joint = batch_size * world_size
         if joint > num_images:
@@ -55,7 +61,7 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
             )
         self.num_images, self.batch_size, self.num_batches = num_images, batch_size, num_batches
         self.seed, self.start, self.rank, self.world_size = seed, start, rank, world_size
-        self.permutation = permutation
+        self.permutation, self.resolutions = permutation, tuple(resolutions)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -66,14 +72,21 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
         # The whole run, also when starting in the middle: Lightning counts the batches already seen itself.
         return self.num_batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         epoch, order = -1, list[int]()
         for batch in range(self.start, self.num_batches):
             if batch // self.batches_per_epoch != epoch:
                 epoch = batch // self.batches_per_epoch
                 order = self._order(epoch)
             first = (batch % self.batches_per_epoch * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, index) for index in order[first : first + self.batch_size]]
+            side = (self._resolution(batch),) if self.resolutions else ()
+            yield [(epoch, index, *side) for index in order[first : first + self.batch_size]]
+
+    def _resolution(self, batch: int) -> int:
+        # Rounds in which each side comes once: as many batches of each, whatever the length of the run.
+        turn, place = divmod(batch, len(self.resolutions))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+        return self.resolutions[int(torch.randperm(len(self.resolutions), generator=generator)[place])]
 
     def _order(self, epoch: int) -> list[int]:
         stored = self.permutation(epoch) if self.permutation is not None else None
@@ -119,10 +132,12 @@ class EpochView(Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index, *side = key
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
+        if side:
+            self.dataset.set_resolution(side[0])
         try:
             return self.dataset[index]
         except (ValueError, OSError, EOFError) as error:
