@@ -220,8 +220,8 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
     Returns:
         The report.
     """
-    from omnivae.jobs.provenance import provenance_of
     from omnivae.jobs.doctor import diagnose
+    from omnivae.jobs.provenance import provenance_of
     from omnivae.metrics import evaluate
     from omnivae.report import write_report
 

@@ -40,6 +40,7 @@ def write_report(
     evaluation: Evaluation | None = None,
     history: str | Path | None = None,
     config_text: str | None = None,
+    advice: Sequence[tuple[str, str, str]] | None = None,
     title: str = "omnivae report",
     dataset_name: str | None = None,
     classes: Sequence[str] | None = None,
@@ -60,6 +61,7 @@ def write_report(
         evaluation: numbers to show; where there are none, image and ELBO metrics of 200 images at most.
         history: a run's ``metrics.csv``, for the curves.
         config_text: the run's configuration, shown as it is.
+        advice: (severity, what was seen, what to do) for a section of findings; an empty one says that there are none.
         title: heading.
         dataset_name: name of the data, as shown; the dataset's class by default.
         classes: name of each label.
@@ -109,6 +111,8 @@ def write_report(
             sections.append(
                 page.section("Training", note, page.picture(plots.curves(curves), "Training curves", scale=2 / 3))
             )
+        if advice is not None:
+            sections.append(_doctor(advice))
         sections.append(_evaluation(evaluation, len(dataset)))
         if config_text is not None:
             sections.append(page.folded("Configuration", page.code(config_text)))
@@ -290,6 +294,14 @@ def _evaluation(evaluation: Evaluation, size: int) -> Section:
     styles = ("", "number", "number", "number", "meaning")
     content = page.table(("metric", "mean", "95 % interval", "unit", "meaning"), rows, styles)
     return page.section("Evaluation", " ".join([note, *extra]), content)
+
+
+def _doctor(advice: Sequence[tuple[str, str, str]]) -> Section:
+    if not advice:
+        return page.section("Doctor", "No rule of omnivae doctor found anything in the logs of this run.")
+    note = "What the rules of omnivae doctor found in the logs of this run, most urgent first."
+    content = page.table(("severity", "seen", "what it means, and what to do"), advice, ("", "", "meaning"))
+    return page.section("Doctor", note, content)
 
 
 def _origin(model: Any, device: torch.device, seed: int, chosen: int) -> Section:
