@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from omnivae.data import DataSplits
+from omnivae.data import DataConfig, DataSplits, load_data
 
 #: Largest side that a vector latent and a plain convolutional stack serve well.
 SMALL = 64
+
+
+def choose_for(data: DataConfig) -> dict[str, Any]:
+    """Look at the data and choose everything that a run needs for it: what ``omnivae train`` does without a configuration.
+
+    Args:
+        data: what to train on.
+
+    Returns:
+        Sections model, losses and training, and data where the side of the images has to be chosen too.
+
+    Raises:
+        ValueError: for data that cannot be trained on.
+    """
+    try:
+        splits = load_data(data)
+    except ValueError as error:
+        if data.image_size is not None or "image_size" not in str(error):
+            raise
+        # Pictures of several sizes: look at them squared; the side to train on is chosen from their true sizes.
+        splits = load_data(replace(data, image_size=2 * SMALL))
+        side = choose_image_size(splits)
+        return {**choose(load_data(replace(data, image_size=side))), "data": {"image_size": side}}
+    chosen = choose(splits)
+    if data.image_size is None and max(splits.native.max_size) > SMALL:
+        chosen["data"] = {"image_size": choose_image_size(splits)}
+    return chosen
 
 
 def choose(splits: DataSplits) -> dict[str, Any]:
