@@ -9,7 +9,7 @@ from torch import nn
 from training_toys import Images, run, tensors_of, toy_losses, toy_model, training_rows
 
 from omnivae.component import Component
-from omnivae.losses import KL, NLL
+from omnivae.losses import GAN, KL, NLL
 from omnivae.models import VAE
 from omnivae.training import TrainingConfig, fit, replay
 from omnivae.training.diagnosis import Diagnosis
@@ -216,6 +216,17 @@ def test_a_skipped_update_changes_nothing_at_all(tmp_path):
     assert [name for name in after if not torch.equal(before[name], after[name])] == []
     others = [s for s in range(2, 7) if s != step]
     assert all(any(not torch.equal(states[s - 1][n], states[s][n]) for n in after) for s in others)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_discriminator_is_spared_too(accumulate, tmp_path):
+    data = NamedImages()
+    data.x[BAD, 0, 0, 0] = math.nan
+    gan = GAN(weight=0.1, channels=4, num_layers=1)
+    settings = {"max_steps": 6 // accumulate, "on_nonfinite": "skip", "accumulate": accumulate, "ema": 0.0}
+    run(tmp_path, losses={"nll": NLL(), "gan": gan}, train=data, **settings)
+    assert [row["train/skipped_updates"] for row in training_rows(tmp_path)][-1] == 1
+    assert all(bool(torch.isfinite(p).all()) for p in gan.parameters())
 
 
 def test_a_run_that_only_skips_stops(tmp_path):

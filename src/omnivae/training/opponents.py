@@ -59,6 +59,11 @@ class Opponents(pl.Callback):
         """Add the batch's gradients up, and step where the model stepped."""
         output, pl_module.last_output = pl_module.last_output, None
         stepping = not trainer.fit_loop._should_accumulate()
+        if output is None:
+            # The model's update is skipped (see Guard): what its other batches gave is dropped with it, in every process.
+            if stepping:
+                self._gradients, self._values = {}, {}
+            return
         # Half precision without gradient scaling would lose small gradients: the opponent is small enough for float32.
         half = trainer.precision == "16-mixed"
         context = nullcontext() if half else trainer.precision_plugin.forward_context()
