@@ -7,6 +7,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from omnivae.data import DataConfig, load_data
@@ -225,3 +226,12 @@ def test_wide_images_are_resized_channel_by_channel(tmp_path):
         assert (load_data(config, value_range=(0.0, 1.0)).train[0]["x"][0] == whole[channel]).all()
     levels = (whole * 255).frac()
     assert ((levels > 0.01) & (levels < 0.99)).float().mean() > 0.9
+
+
+def test_rounding_of_double_precision_is_said(tmp_path, caplog):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).random((8, 8)))
+    with caplog.at_level(logging.WARNING):
+        x = load_data(DataConfig(str(tmp_path)), value_range=(0.0, 1.0)).train[0]["x"]
+    assert "3 images hold samples of 64-bit floats" in caplog.text
+    assert x.dtype == torch.float32

@@ -49,7 +49,7 @@ def read_header(file: Any, name: str, options: ReadOptions | None = None) -> Hea
 def read_image(file: Any, name: str, options: ReadOptions | None = None) -> np.ndarray:
     """Decode an image: upright, and exactly as it is stored, except that palettes and CMYK become RGB.
 
-    What the file is its first bytes say, not its name.
+    What the file is its first bytes say, not its name. A colour that PNG or GIF marks as transparent is read as the colour it is.
 
     Args:
         file: a path or a binary file object.

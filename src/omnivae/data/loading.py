@@ -116,6 +116,9 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
     )
     size = (side, side) if side is not None else _common_size(source)
 
+    rounded = int(np.sum(source.dtypes == "float64")) * (len(source) if len(source.dtypes) == 1 else 1)
+    if rounded:
+        logger.warning("%d images hold samples of 64-bit floats, which models see rounded to 32 bits", rounded)
     indices = split_images(found, config)
     datasets: dict[str, ImageDataset] = {}
     for split in SPLITS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from omnivae.data.config import check_value_range
 from omnivae.data.encoding import encode_like
 from omnivae.data.header import ALPHA, Header, ReadOptions
 from omnivae.data.pixels import black_and_white, convert_channels, from_unit
+from omnivae.files import write_atomic
 
 
 def save_image(x: Tensor, path: str | Path, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> None:
@@ -50,7 +50,7 @@ def save_image(x: Tensor, path: str | Path, *, value_range: tuple[float, float] 
         image.save(buffer, format=form, quality=95)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot write {array.shape[-1]} channels to {path} ({error}): try a .png file") from error
-    write_beside(Path(path), buffer.getvalue())
+    write_atomic(Path(path), buffer.getvalue())
 
 
 def save_like(
@@ -84,26 +84,7 @@ def save_like(
         data = encode_like(array, like)
     except ValueError as error:
         raise ValueError(f"cannot write {path}: {error}") from error
-    write_beside(Path(path), data)
-
-
-def write_beside(path: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to disk and rename it: a reader sees the old file or the whole new one.
-
-    Args:
-        path: where; missing folders are made.
-        data: what.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_atomic(Path(path), data)
 
 
 def _stored(
