@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,11 @@ def test_every_advised_option_is_one_that_train_takes(option):
         got = got[part] if isinstance(got, dict) else getattr(got, part)
     if isinstance(got, (int, float)) and not isinstance(got, bool):
         assert got == float(value)
+
+
+def test_every_rule_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) == sorted(RULES)
 
 
 @pytest.mark.parametrize("weight", [1e-6, 1.0, 64.0])

@@ -252,8 +252,14 @@ def lower(value: Any, dtype: torch.dtype) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether every floating tensor inside a result is finite."""
-    return all(bool(torch.isfinite(t).all()) for t in _flat(value) if isinstance(t, Tensor) and t.is_floating_point())
+    """Return whether every floating tensor inside a result is finite; one pass over it and one wait for the device."""
+    for x in _flat(value):
+        if isinstance(x, Tensor) and x.is_floating_point():
+            # A sum is finite where every element is, unless it overflows itself.
+            total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
+            if not bool(torch.isfinite(total)) and not bool(torch.isfinite(x).all()):
+                return False
+    return True
 
 
 def _extent(x: Tensor) -> tuple[float, str]:

@@ -21,8 +21,8 @@ WON = 0.1
 GAN_SHARE = 0.5
 #: PSNR in dB below which reconstructions of photographs look soft, and the size from which that matters.
 SOFT_PSNR, SOFT_SIZE = 24.0, 48
-#: Loss of a discriminator that cannot tell the two apart (its logits are 0).
-COIN_TOSS = {"hinge": 1.0, "least_squares": 0.5, "vanilla": math.log(2)}
+#: Loss of a discriminator that cannot tell the two apart: its output is 0, half way between 0 and 1 for least squares.
+COIN_TOSS = {"hinge": 1.0, "least_squares": 0.25, "vanilla": math.log(2)}
 SHARP = ("lpips", "ms_ssim", "gan", "vf")
 
 
@@ -104,9 +104,6 @@ def opponent(record: Record) -> Iterator[Finding]:
         rate = float(own or record.option("training.learning_rate", 1e-4))
         lower = f"--losses.{name}.weight {number_plain(weight / 2)}"
         if level < WON * toss:
-            rate = record.option(f"losses.{name}.discriminator_learning_rate") or record.option(
-                "training.learning_rate", 1e-4
-            )
             yield Finding(
                 "opponent",
                 "warning",

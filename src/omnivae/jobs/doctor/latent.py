@@ -11,7 +11,7 @@ import numpy as np
 from omnivae.jobs.doctor.records import Record
 from omnivae.jobs.doctor.registry import Finding, number, number_plain, rule
 
-#: A dimension below this many nats carries nothing (Lucas et al., Understanding Posterior Collapse, 2019, use 0.01).
+#: A dimension below this many nats carries nothing (a bound on each dimension's KL: Lucas et al., Don't Blame the ELBO!, 2019).
 DEAD_NATS = 0.01
 #: Of the dimensions, so many may be unused before it is worth a word.
 USED_SHARE = 0.25
