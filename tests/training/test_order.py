@@ -73,7 +73,7 @@ def test_iterating_twice_gives_the_same_order():
 def test_a_batch_larger_than_the_data_names_the_largest():
     with pytest.raises(ValueError, match=r"batch of 9 is larger than the 8 .*training\.batch_size to 8"):
         StepOrder(8, 9, 1, seed=0)
-    with pytest.raises(ValueError, match=r"batch of 12 is larger than the 8 .*training\.batch_size to 4"):
+    with pytest.raises(ValueError, match=r"batch of 12 is larger than the 8 .*training\.batch_size to 8"):
         StepOrder(8, 6, 1, seed=0, world_size=2)
     StepOrder(8, 8, 1, seed=0)
 

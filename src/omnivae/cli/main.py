@@ -12,6 +12,7 @@ from omnivae.component import suggestion
 
 #: Command -> (module, one sentence).
 COMMANDS = {
+    "inspect": ("omnivae.cli.inspect", "say what a data set holds and what would stop a run on it"),
     "train": ("omnivae.cli.train", "train a model on images, or continue a run"),
     "evaluate": ("omnivae.cli.evaluate", "measure a model on images, with intervals"),
     "encode": ("omnivae.cli.encode", "write the latents of images into a store"),
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    _set_up_process()
+    set_up_process()
     try:
         return int(getattr(importlib.import_module(COMMANDS[command][0]), command)(arguments) or 0)
     except KeyboardInterrupt:
@@ -89,13 +90,15 @@ def usage() -> str:
     )
 
 
-def _set_up_process() -> None:
+def set_up_process() -> None:
+    """Prepare a process that belongs to a command: memory, and what is logged."""
     # Settings of the whole process: right for a program, wrong for a library that is a guest in somebody's process.
     from omnivae.training.device import keep_freed_memory
 
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("omnivae").setLevel(logging.INFO)
+    # Of several processes the first one speaks.
+    logging.getLogger("omnivae").setLevel(logging.ERROR if os.environ.get("RANK", "0") != "0" else logging.INFO)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from omnivae.jobs.train import train as run_training
 from omnivae.losses import loss_classes
 from omnivae.recipes import RECIPES
 from omnivae.training import TrainingConfig
+from omnivae.training.distributed import first_to_report, launched, world
 
 #: Flat flags of other code bases -> ours.
 FLAT = {
@@ -36,6 +37,7 @@ FLAT = {
     "--num_epochs": "--training.num_epochs",
     "--learning_rate": "--training.learning_rate",
     "--num_gpus": "--training.devices",
+    "--distributed": "--training.devices",
 }
 
 
@@ -85,7 +87,15 @@ def train(argv: Sequence[str]) -> int:
     config, output, report, accept_changes = read_run(argv)
     if output is None:
         raise ValueError("say where the run goes: --output DIRECTORY")
-    result = run_training(config, output, report=report, accept_changes=accept_changes)
+    try:
+        result = run_training(config, output, report=report, accept_changes=accept_changes)
+    except Exception as error:
+        # Under torchrun every process comes here; one of them says it.
+        if not first_to_report(error):
+            raise SystemExit(2) from None
+        raise
+    if world().rank or not result.total_steps:
+        return 0
     if result.stopped_by:
         print(
             f"stopped by {result.stopped_by} at step {result.step} of {result.total_steps}; the same command continues"
@@ -213,10 +223,14 @@ def _length(config: RunConfig) -> str:
 
 
 def _translate(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Turn flat flags into ours: ``--losses l1 kl --loss_weights 1.0 1e-8 --resolutions 256 512 --freeze_encoder``."""
+    """Turn flat flags into ours: ``--losses l1 kl --loss_weights 1.0 1e-8 --resolutions 256 512 --freeze_encoder``.
+
+    ``--distributed`` is for ``torchrun``, where it says nothing new; without it, it asks for every GPU of the machine.
+    """
     result: list[str] = []
     names: list[str] = []
     weights: list[float] = []
+    distributed = False
     joined = list(argv)
     while joined:
         token = joined.pop(0)
@@ -236,16 +250,50 @@ def _translate(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
             result.append(f"--data.resolutions=[{', '.join(sides)}]")
         elif name == "--freeze_encoder":
             result.append("--training.freeze=[encoder, posterior]")
+        elif name == "--distributed":
+            distributed = True
+        elif name == "--num_gpus":
+            result.append(f"--training.devices={_num_gpus(value or (joined.pop(0) if joined else ''))}")
         elif name in FLAT:
             result.append(FLAT[name] + token[len(name) :])
         else:
             result.append(token)
+    if distributed and not launched() and not any(item.startswith("--training.devices") for item in result):
+        result.append(f"--training.devices={_all_gpus()}")
     if len(weights) > len(names) or (weights and len(weights) != len(names)):
         raise ValueError(
             f"got {len(names)} --losses and {len(weights)} --loss_weights; expected one weight for each loss"
         )
     weights = weights or [1.0] * len(names)
     return result, {name: flat_loss(name, weight) for name, weight in zip(names, weights, strict=True)}
+
+
+def _num_gpus(text: str) -> int:
+    import torch
+
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--num_gpus: expected a whole number, at least 1, got {text!r}")
+    count = torch.cuda.device_count()
+    if int(text) > max(1, count):
+        raise ValueError(
+            f"got --num_gpus {text} and this machine has {count} GPU{'s' * (count != 1)}; say --training.devices {text} for as "
+            "many processes on the processor"
+            if not count
+            else f"got --num_gpus {text} and this machine has {count} GPU{'s' * (count != 1)}; ask for {count} or less"
+        )
+    return int(text)
+
+
+def _all_gpus() -> int:
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        raise ValueError(
+            f"got --distributed in a single process on a machine with {count} GPU{'s' * (count != 1)}: start the command with "
+            "torchrun --nproc_per_node=N -m omnivae, or say --training.devices N"
+        )
+    return count
 
 
 def _number(text: str) -> float:

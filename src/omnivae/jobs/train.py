@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,22 @@ from omnivae.data import DataConfig, DataSplits, collate, load_data
 from omnivae.files import remove_leftovers, write_atomic
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, write_manifest
+from omnivae.jobs.processes import train_in_processes
 from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.models.storage import load_exactly
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult, fit
+from omnivae.training.distributed import (
+    RESULT,
+    first_on_each_machine,
+    joined,
+    launched,
+    note,
+    num_processes,
+    together,
+    world,
+)
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +105,13 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         model = build_model(config.model, config.data, splits)
     if tuple(model.value_range) != tuple(splits.value_range):
         splits = load_data(config.data, value_range=model.value_range, seed=config.training.seed)
-    if config.training.batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    size = world().size
+    if config.training.batch_size < 2 * size and any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
+    ):
         raise ValueError(
-            "batch normalisation needs at least two images in a batch: set training.batch_size to 2 or more, or model.norm to "
-            "group or none"
+            f"batch normalisation needs at least two images in {'a batch' if size == 1 else 'every share of a batch'}: set "
+            f"training.batch_size to {2 * size} or more, or model.norm to group or none"
         )
     if config.data.resolutions and model.image_size is not None:
         raise ValueError(
@@ -131,6 +146,8 @@ def train(
     ``kl_per_dimension.csv``, ``tensorboard/``, ``pictures/``, ``data.tsv.gz`` (which images it was trained on) and, at the end,
     ``report.html``.
 
+    Where ``config.training.devices`` asks for several processes they are started here; under ``torchrun`` this is one of them.
+
     Args:
         config: the run.
         output: its directory.
@@ -145,16 +162,30 @@ def train(
         FileExistsError: when the directory holds another run, or something else.
         ValueError: for data, model or losses that cannot work.
         FloatingPointError: when a loss stops being finite.
+        ChildProcessError: when one of several processes fails or is lost.
     """
     directory = Path(output)
-    check_output(directory, config, accept_changes=accept_changes)
-    model, losses, splits = prepare(config)
-    check_data(directory, splits, accept_changes=accept_changes)
-    remove_leftovers(directory / CHECKPOINTS)
-    remove_leftovers(directory / MODEL)
-    write_atomic(directory / CONFIG, config.to_yaml().encode())
-    if accept_changes or not (directory / MANIFEST).is_file():
-        write_manifest(directory, splits)
+    if not launched() and num_processes(config.training) > 1:
+        wanted = {"progress": progress, "report": report, "accept_changes": accept_changes}
+        return train_in_processes(config, directory, wanted)
+    with joined(config.training):
+        result = _train(config, directory, progress=progress, report=report, accept_changes=accept_changes)
+        note(RESULT, json.dumps(asdict(result)))
+    return result
+
+
+def _train(config: RunConfig, directory: Path, *, progress: bool, report: bool, accept_changes: bool) -> FitResult:
+    # Of several processes rank 0 alone looks at the directory and writes into it.
+    first = world().rank == 0
+    together(lambda: check_output(directory, config, accept_changes=accept_changes) if first else None)
+    model, losses, splits = first_on_each_machine(lambda: prepare(config))
+    together(lambda: check_data(directory, splits, accept_changes=accept_changes) if first else None)
+    if first:
+        remove_leftovers(directory / CHECKPOINTS)
+        remove_leftovers(directory / MODEL)
+        write_atomic(directory / CONFIG, config.to_yaml().encode())
+        if accept_changes or not (directory / MANIFEST).is_file():
+            write_manifest(directory, splits)
     log.info(
         "%s: %s parameters; %d training, %d validation and %d test images of %s",
         type(model).__name__,
@@ -185,9 +216,9 @@ def train(
         draw=lambda trained, step: draw(trained, splits, directory / PICTURES / f"step-{step:08d}.png"),
         progress=progress,
     )
-    if result.complete and report:
+    if result.complete and report and first:
         write_run_report(directory, splits)
-    if splits.skipped:
+    if splits.skipped and first:
         tell_skipped(directory, splits)
     return result
 

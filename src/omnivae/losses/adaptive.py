@@ -27,6 +27,8 @@ class AdaptiveLoss(Loss):
         eps: keeps the denominator positive.
         largest: upper limit of the balance.
         balance: the last lambda, a scalar tensor; 1 before the first training step.
+        joint: whether every process of a distributed run is balancing its share of the same batch, so that the gradients
+            are those of the whole batch.
     """
 
     abstract = True
@@ -34,6 +36,7 @@ class AdaptiveLoss(Loss):
     through_decoder: bool = False
     eps: float = 1e-4
     largest: float = 1e4
+    joint: bool = False
 
     def __init__(self, weight: Weight = 1.0, adaptive: bool = True) -> None:
         super().__init__(weight)
@@ -70,7 +73,13 @@ class AdaptiveLoss(Loss):
 
     def _set_balance(self, reference: Tensor, own: Tensor) -> None:
         # Kept on the device: reading the number would make every step wait.
-        ratio = reference.detach().float().norm() / (own.detach().float().norm() + self.eps)
+        norms = torch.stack([reference.detach().float().norm(), own.detach().float().norm()])
+        if self.joint:
+            # The whole batch's loss is the mean over N shares: so is its gradient, one share beside the other.
+            norms = norms.square()
+            torch.distributed.all_reduce(norms)
+            norms = norms.sqrt() / torch.distributed.get_world_size()
+        ratio = norms[0] / (norms[1] + self.eps)
         self.balance = ratio.clamp(0.0, self.largest)
 
 

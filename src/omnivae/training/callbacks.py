@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from omnivae.files import write_atomic
 from omnivae.training.checkpoint_io import SUFFIX
+from omnivae.training.distributed import CHECKPOINT, SUPERVISOR, asks_at, gather, largest, mean_rows, note, several
 from omnivae.training.ema import Ema
 
 log = logging.getLogger(__name__)
@@ -127,25 +129,28 @@ class RunLog(pl.Callback):
         now = time.perf_counter()
         scalars = dict(pl_module.scalars)
         elapsed = max(now - self._since, 1e-9)
-        scalars["train/images_per_s"] = self._images / elapsed
+        scalars["train/images_per_s"] = self._images * trainer.world_size / elapsed
         waited = getattr(trainer.train_dataloader, "waited_s", 0.0)
         scalars["train/data_wait_share"] = min(1.0, (waited - self._waited) / elapsed)
         self._images, self._since, self._waited = 0, now, waited
         epoch = trainer.global_step / pl_module.steps_per_epoch
         self._pending.append((trainer.global_step, epoch, scalars, pl_module.kl_per_dimension))
-        if now - self._last_flush > 1.0:
+        # All processes write together: a row is the mean of theirs.
+        if asks_at(trainer.global_step, pl_module.device) and largest(int(now - self._last_flush > 1.0)):
             self.flush(trainer)
 
     def flush(self, trainer: pl.Trainer) -> None:
-        """Write the remembered steps."""
+        """Write the remembered steps, averaged over the processes."""
         pending, self._pending = self._pending, []
-        for step, epoch, scalars, dimensions in pending:
-            row = {name: float(value) for name, value in scalars.items()}
-            if trainer.is_global_zero:
+        rows = mean_rows([{name: float(value) for name, value in scalars.items()} for _, _, scalars, _ in pending])
+        dimensions = mean_rows(
+            [{} if kl is None else {f"d{i}": v for i, v in enumerate(kl.tolist())} for _, _, _, kl in pending]
+        )
+        if trainer.is_global_zero:
+            for (step, epoch, _, _), row, kl in zip(pending, rows, dimensions, strict=True):
                 self.table.write({"step": step, "epoch": epoch, **row})
-                if dimensions is not None:
-                    values = {f"d{i}": v for i, v in enumerate(dimensions.tolist())}
-                    self.dimensions.write({"step": step, "epoch": epoch, **values})
+                if kl:
+                    self.dimensions.write({"step": step, "epoch": epoch, **kl})
                 for name, value in row.items():
                     self.board.add_scalar(name, value, step)
         if trainer.is_global_zero:
@@ -163,11 +168,18 @@ class RunLog(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the validation row, and publish the total for the best checkpoint."""
-        means = {name: value / self._count for name, value in self._validation.items()} if self._count else {}
+        sums: dict[str, float] = {}
+        parts = gather((self._validation, self._count))
+        count = sum(part for _, part in parts)
+        for part, _ in parts:
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
+        means = {name: value / count for name, value in sums.items()} if count else {}
         self._validation, self._count = {}, 0
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
-        if means and trainer.is_global_zero and not trainer.sanity_checking:
+        if means:
             self.flush(trainer)
+        if means and trainer.is_global_zero:
             self.table.write(
                 {"step": trainer.global_step, "epoch": trainer.global_step / pl_module.steps_per_epoch, **means}
             )
@@ -180,9 +192,8 @@ class RunLog(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write what is left and close."""
-        if trainer.is_global_zero:
-            self.flush(trainer)
-            self._close()
+        self.flush(trainer)
+        self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Close the files."""
@@ -242,6 +253,7 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             self._save_model(averaged_model(trainer, pl_module))
         self._saved = trainer.global_step
+        note(CHECKPOINT, self._saved)
 
 
 class Pictures(pl.Callback):
@@ -268,11 +280,15 @@ class Pictures(pl.Callback):
 
 
 class GracefulStop(pl.Callback):
-    """On Ctrl-C or SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+    """On Ctrl-C or SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once.
+
+    Of several processes any one can be asked; they stop after the same step. They also stop when their launcher is gone.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
+        self._launcher = int(os.environ.get(SUPERVISOR, os.getppid()))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Take the signals over; only the main thread may."""
@@ -283,8 +299,15 @@ class GracefulStop(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save and stop after the step in which the signal came."""
-        if self.received is None or trainer.fit_loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate() or not asks_at(trainer.global_step, pl_module.device):
             return
+        if several() and os.getppid() != self._launcher and self.received is None:
+            self.received = signal.SIGHUP.name
+            log.warning("the process that started this one is gone: finishing this step and saving")
+        number = largest(0 if self.received is None else int(signal.Signals[self.received]))
+        if not number:
+            return
+        self.received = signal.Signals(number).name
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints) and callback._saved != trainer.global_step:
                 callback.save(trainer, pl_module)

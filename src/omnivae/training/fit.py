@@ -11,8 +11,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from omnivae.losses import AdaptiveLoss, Loss
 from omnivae.training.autocast import HalfPrecision
@@ -20,15 +21,31 @@ from omnivae.training.callbacks import CHECKPOINTS, Checkpoints, GracefulStop, P
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read_tree
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
+from omnivae.training.distributed import (
+    CHECKPOINT,
+    World,
+    check_world,
+    copy_from_rank_zero,
+    from_rank_zero,
+    is_lost_connection,
+    join,
+    lost_sentence,
+    note,
+    world,
+)
 from omnivae.training.ema import Ema
 from omnivae.training.flight import FlightRecorder
 from omnivae.training.loader import TimedLoader
 from omnivae.training.module import VAEModule
 from omnivae.training.opponents import Opponents, has_opponent
-from omnivae.training.order import EpochView, StepOrder, UnreadableData
+from omnivae.training.order import EpochView, StepOrder, UnreadableData, ValidationOrder
 from omnivae.training.progress import Progress
+from omnivae.training.strategies import AverageStatistics, trainer_arguments
 
 log = logging.getLogger(__name__)
+
+#: Largest batch in validation: the same for any number of processes, and small enough for each of them.
+VALIDATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,8 @@ def fit(
 ) -> FitResult:
     """Train, or continue the run that is in ``directory``.
 
+    In a program started by ``torchrun`` each process calls this with the same arguments; only rank 0 writes.
+
     Args:
         vae: the model; its weights are trained in place (the average goes to ``save_model``).
         losses: name to loss.
@@ -88,26 +107,35 @@ def fit(
     Raises:
         ValueError: for a batch larger than the data, or losses that the model cannot have.
         FloatingPointError: when a loss stops being finite.
+        ChildProcessError: when another process of the run is lost.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    place = world()
+    check_world(config, place)
+    join(place)
+    if place.rank == 0:
+        directory.mkdir(parents=True, exist_ok=True)
     total_steps = config.total_steps(len(train))
     last = directory / CHECKPOINTS / f"last{SUFFIX}"
-    start = _global_step(last) if last.exists() else 0
+    start = _start(last, place)
     if start >= total_steps:
         return FitResult(start, total_steps, None)
     order = StepOrder(
         len(train),
-        config.batch_size,
+        config.batch_size // place.size,
         total_steps * config.accumulate,
         seed=config.seed,
         start=start * config.accumulate,
         permutation=getattr(train, "permutation", None),
         resolutions=resolutions,
+        rank=place.rank,
+        world_size=place.size,
     )
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()  # type: ignore[operator]
     steps_per_epoch = max(1, order.batches_per_epoch // config.accumulate)
     module = VAEModule(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    # Weights that were not drawn from a common seed become common here, before anything is copied from them.
+    copy_from_rank_zero(module.state_dict().values())
     # Ten points make a curve: a short run validates and draws more often than it saves.
     tenth = max(1, total_steps // 10)
     validate_every = min(config.validate_every or min(config.checkpoint_every, tenth), total_steps)
@@ -115,6 +143,7 @@ def fit(
     callbacks: list[pl.Callback] = []
     if any(has_opponent(loss) for loss in losses.values()):
         callbacks.append(Opponents(losses, config.learning_rate))
+    callbacks += [AverageStatistics()] if place.size > 1 else []
     callbacks += [Ema(config.ema)] if config.ema else []
     recorder = FlightRecorder(directory)
     callbacks += [HalfPrecision(), RunLog(directory, config.log_every), recorder, stop]
@@ -124,14 +153,19 @@ def fit(
         callbacks.append(Pictures(config.draw_every or min(config.checkpoint_every, 2 * tenth), draw))
     callbacks.append(Checkpoints(directory, config.checkpoint_every, save_model))
     half_on_cpu = _half_on_cpu(config.precision)
+
+    def reaches_all() -> bool:
+        batch = (collate or default_collate)([EpochView(train)[0, i] for i in range(min(2, len(train)))])
+        return module.reaches_all(move_data_to_device(batch, trainer.strategy.root_device))
+
+    where = trainer_arguments(config, place, reaches_all)
+    where["plugins"] += [SafetensorsCheckpointIO(), *half_on_cpu]
     with _quiet():
         trainer = pl.Trainer(
             # The whole run is one Lightning epoch: the order of images is ours (see StepOrder), and a run continues at a
             # step, not at an epoch.
             max_steps=total_steps,
             max_epochs=1,
-            accelerator="auto",
-            devices=1 if config.devices == "auto" else config.devices,
             precision=None if half_on_cpu else resolve_precision(config.precision),  # type: ignore[arg-type]
             accumulate_grad_batches=config.accumulate,
             val_check_interval=validate_every * config.accumulate if val is not None else None,
@@ -139,13 +173,13 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if val is not None else 0,
             callbacks=callbacks,
-            plugins=[SafetensorsCheckpointIO(), *half_on_cpu],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=str(directory),
+            **where,
         )
         if _compiles(config.compile, losses, trainer.strategy.root_device):
             vae.compile()
@@ -160,13 +194,19 @@ def fit(
         val_loader = None
         if val is not None:
             subset = torch.utils.data.Subset(val, range(min(len(val), config.val_images)))
+            size = min(config.batch_size, VALIDATION_BATCH, len(subset))
+            module.validation_order = ValidationOrder(len(subset), size, rank=place.rank, world_size=place.size)
             val_loader = DataLoader(
-                subset, batch_size=min(config.batch_size, len(subset)), generator=torch.Generator(), **loading
+                subset, batch_sampler=module.validation_order, generator=torch.Generator(), **loading
             )
         try:
             trainer.fit(module, loader, val_loader, ckpt_path=str(last) if start else None, weights_only=True)
         except UnreadableData as error:
             raise ValueError(recorder.sentence()) from error
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            raise ChildProcessError(lost_sentence(trainer.global_step, _saved(last))) from error
     return FitResult(trainer.global_step, total_steps, stop.received)
 
 
@@ -205,6 +245,24 @@ def _compiles(switch: bool | str, losses: Mapping[str, Loss], device: torch.devi
             "set one of them to false"
         )
     return switch is True or (switch == "auto" and device.type == "cuda" and not inside)
+
+
+def _start(last: Path, place: World) -> int:
+    """Return the step to start at, which rank 0 decides."""
+    found = _saved(last)
+    start = from_rank_zero(found)
+    if start != found:
+        raise ValueError(
+            f"rank 0 continues from step {start or 0} and rank {place.rank} finds {found or 'no checkpoint'} at {last}: the run's "
+            "directory must be on a file system that all machines share"
+        )
+    if start is not None:
+        note(CHECKPOINT, start)
+    return start or 0
+
+
+def _saved(last: Path) -> int | None:
+    return _global_step(last) if last.exists() else None
 
 
 def _global_step(checkpoint: Path) -> int:

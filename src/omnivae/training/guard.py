@@ -27,6 +27,7 @@ from omnivae.training.diagnosis import (
     random_state,
     stateful_buffers,
 )
+from omnivae.training.distributed import FailedElsewhere
 from omnivae.training.inputs import InputFinding, inspect_inputs
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ class Guard:
         self.skipped += 1
         self.in_a_row += 1
         if self.policy == "stop" or self.in_a_row > MOST_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(self._sentence(diagnosis, folder))
+            raise (FloatingPointError if own else FailedElsewhere)(self._sentence(diagnosis, folder))
         if diagnosis is not None:
             log.warning("update of step %d skipped: %s", self._steps[0].number + 1, diagnosis.summary)
         return False
@@ -223,7 +224,8 @@ class Guard:
         step = self._steps[0].number + 1
         many = f" and {MOST_SKIPPED_IN_A_ROW} updates before it" if self.in_a_row > MOST_SKIPPED_IN_A_ROW else ""
         if diagnosis is None:
-            return f"step {step}{many} went bad in another process, which says why; no update was made"
+            where = "with a loss or gradient that is not finite" if self._bad else "in another process, which says why"
+            return f"step {step}{many} went bad {where}; no update was made"
         what = diagnosis.term or "the step"
         value = diagnosis.terms.get(what)
         got = f" is {value}" if value is not None and not math.isfinite(value) else " went bad"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +15,14 @@ from omnivae.distributions import kl_divergence, kl_elements
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
 from omnivae.training.config import TrainingConfig
 from omnivae.training.diagnosis import random_state, set_random_state
+from omnivae.training.distributed import gather, largest, noise_seed, several, world
 from omnivae.training.guard import Guard
 from omnivae.training.inputs import inspect_inputs
 from omnivae.training.opponents import detached, has_opponent
+from omnivae.training.order import ValidationOrder
 from omnivae.types import Batch, VAEOutput
+
+log = logging.getLogger(__name__)
 
 #: A unit is active when the variance of its posterior mean over images exceeds this (Burda et al., IWAE, 2016).
 ACTIVE_VARIANCE = 0.01
@@ -59,6 +64,8 @@ class VAEModule(pl.LightningModule):
         #: Looks at every step before its update is made.
         self.guard = Guard(self, config.on_nonfinite)
         self._parts: list[dict[str, Tensor | float]] = []
+        #: Which of the validation batches are this process's.
+        self.validation_order: ValidationOrder | None = None
         #: The last step's output without its graph, for the opponents; kept where a loss has one.
         self.last_output: VAEOutput | None = None
         self._keep_output = any(has_opponent(loss) for loss in losses.values())
@@ -113,14 +120,18 @@ class VAEModule(pl.LightningModule):
         """Return the losses, or ``None`` where a batch cannot be computed because something in it is not finite."""
         if self.guard.broken_inputs:
             self.guard.note_failure("input")
+            largest(1)
             return None
         try:
-            return self._losses(batch, self.global_step)
+            return self._losses(batch, self.global_step, joint=several())
+        except _FailedElsewhere:
+            return None
         except (ValueError, ArithmeticError):
             # Distributions refuse parameters that are not finite. Anything else is no matter of numbers.
             if self.guard.diagnose_present() is None:
                 raise
             self.guard.note_failure("forward")
+            largest(1)
             return None
 
     def _over_accumulation(self, scalars: dict[str, Tensor | float], batch_idx: int) -> dict[str, Tensor | float]:
@@ -140,6 +151,11 @@ class VAEModule(pl.LightningModule):
         self._before_validation = random_state()
         torch.manual_seed(self.config.seed)
 
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Give every batch its own noise, whichever process has it."""
+        if self.validation_order is not None:
+            torch.manual_seed(noise_seed(self.config.seed, self.validation_order.number(batch_idx)))
+
     def on_validation_end(self) -> None:
         """Continue the random stream of the training."""
         set_random_state(self._before_validation)
@@ -157,11 +173,13 @@ class VAEModule(pl.LightningModule):
         mode = self.vae.decode(output.latents[0].posterior)  # type: ignore[operator]
         error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
         scalars["val/psnr"] = (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()
-        return {"scalars": scalars, "count": len(x)}
+        counts = self.validation_order is None or self.validation_order.counts(batch_idx)
+        return {"scalars": scalars, "count": len(x) * counts}
 
     def _losses(
-        self, batch: Batch, step: int, sample: bool | None = None
+        self, batch: Batch, step: int, sample: bool | None = None, *, joint: bool = False
     ) -> tuple[Tensor, VAEOutput, dict[str, Tensor | float]]:
+        # ``joint``: every process computes its share of the same batch now, so they can work out numbers together.
         x = batch["x"]
         if self.channels_last:
             x = x.to(memory_format=_layout(self.vae.dim))  # type: ignore[call-overload, arg-type]
@@ -182,9 +200,12 @@ class VAEModule(pl.LightningModule):
             weight: float | Tensor = loss.current_weight()
             total = total + weight * value
             terms[f"weight/{name}"] = weight
+        if joint and largest(0):
+            raise _FailedElsewhere
         if torch.is_grad_enabled() and any(value.requires_grad for _, _, value in adaptive):
             gradient = reconstruction_gradient(adaptive[0][0], total, output)
             for _, loss, value in adaptive:
+                loss.joint = joint
                 loss.rebalance(value, output, gradient)
         for name, loss, value in adaptive:
             weight = loss.current_weight()
@@ -207,15 +228,37 @@ class VAEModule(pl.LightningModule):
                 # One number a channel: positions of a spatial latent share it.
                 self.kl_per_dimension = elements.flatten(2).sum(2).mean(0) if elements.ndim > 2 else elements.mean(0)
         mean = getattr(output.latents[0].posterior, "mean", None)
-        if mean is not None and len(mean) > 1:
+        if mean is not None and (len(mean) > 1 or (split == "train" and several())):
             # A unit is a dimension of a vector, or a channel: its variance over images, averaged over positions.
-            variance = mean.var(0).reshape(mean.shape[1], -1).mean(1)
+            variance = _joint_variance(mean) if split == "train" and several() else mean.var(0)
+            variance = variance.reshape(mean.shape[1], -1).mean(1)
             into[f"{split}/active_units"] = (variance > ACTIVE_VARIANCE).sum()
 
     def _freeze_statistics(self) -> None:
         # A frozen part must not drift through its normalisation statistics either.
         for name in self.config.freeze:
             self.vae.get_submodule(name).eval()
+
+    def reaches_all(self, batch: Batch) -> bool:
+        """Return whether the losses' gradients reach every parameter that is trained, at the start and at the end.
+
+        Args:
+            batch: a few images, on the model's device.
+        """
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        # Evaluation mode keeps the statistics of the data as they are; noise is drawn so that the variance takes part.
+        compiled, self.vae._compiled_call_impl = self.vae._compiled_call_impl, None
+        training = self.training
+        self.eval()
+        result = True
+        with torch.enable_grad(), torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            for step in {0, self.total_steps - 1}:
+                total, _, _ = self._losses(batch, step, sample=True)
+                gradients = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None]
+                result &= all(gradient is not None for gradient in gradients)
+        self.train(training)
+        self.vae._compiled_call_impl = compiled
+        return result
 
     # -- optimisation
 
@@ -282,7 +325,7 @@ class VAEModule(pl.LightningModule):
         """Keep the state of the random number generators."""
         # A run that is extended continues: "this was the last batch" only held for the steps asked for then.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        checkpoint["rng"] = random_state()
+        checkpoint["rng"] = gather(random_state())
         checkpoint["skipped_updates"] = self.guard.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -291,10 +334,30 @@ class VAEModule(pl.LightningModule):
         self.guard.skipped = checkpoint.get("skipped_updates", 0)
 
     def on_train_start(self) -> None:
-        """Continue the random stream of the interrupted run."""
-        rng = getattr(self, "_rng", None)
-        if rng is not None:
-            set_random_state(rng)
+        """Continue the random stream of the interrupted run, or start one: each process has its own."""
+        place, states = world(), getattr(self, "_rng", [])
+        if len(states) == place.size:
+            set_random_state(states[place.rank])
+            return
+        torch.manual_seed(noise_seed(self.config.seed, place.rank, self.global_step))
+        if states and place.rank == 0:
+            log.info(
+                "continuing with %d processes a run of %d: same images in the same order, other noise from here on",
+                place.size,
+                len(states),
+            )
+
+
+class _FailedElsewhere(Exception):
+    """Another process could not compute its share of the batch, so the whole batch is left out."""
+
+
+def _joint_variance(values: Tensor) -> Tensor:
+    """Return the unbiased variance over the first axis of all processes' values, as many in each."""
+    sums = torch.stack([values.double().sum(0), values.double().square().sum(0)])
+    torch.distributed.all_reduce(sums)
+    count = len(values) * torch.distributed.get_world_size()
+    return ((sums[1] - sums[0].square() / count) / (count - 1)).clamp(min=0).to(values.dtype)
 
 
 def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:

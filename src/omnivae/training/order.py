@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class StepOrder(Sampler[list[Key]]):
         if joint > num_images:
             raise ValueError(
                 f"a batch of {joint} is larger than the {num_images} training images; "
-                f"set training.batch_size to {max(1, num_images // world_size)} or less"
+                f"set training.batch_size to {max(1, num_images // world_size) * world_size} or less"
             )
         self.num_images, self.batch_size, self.num_batches = num_images, batch_size, num_batches
         self.seed, self.start, self.rank, self.world_size = seed, start, rank, world_size
@@ -94,6 +95,47 @@ class StepOrder(Sampler[list[Key]]):
             return [int(index) for index in stored]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.num_images, generator=generator).tolist()
+
+
+class ValidationOrder(Sampler[list[int]]):
+    """Batches of indices of which every process takes its share, so that the shares together are one pass over the data.
+
+    The batches are the same for any number of processes. All processes take equally many, as collective operations
+    demand: where they do not come out even, some repeat a batch, which does not count.
+
+    Args:
+        num_images: size of the data set.
+        batch_size: images for each batch.
+        rank: this process.
+        world_size: number of processes.
+
+    Example:
+        >>> shares = [ValidationOrder(5, 2, rank=rank, world_size=2) for rank in range(2)]
+        >>> [list(share) for share in shares]
+        [[[0, 1], [4]], [[2, 3], [0, 1]]]
+        >>> [[share.counts(i) for i in range(2)] for share in shares]
+        [[True, True], [True, False]]
+    """
+
+    def __init__(self, num_images: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.num_images, self.batch_size, self.rank, self.world_size = num_images, batch_size, rank, world_size
+        self.num_batches = math.ceil(num_images / batch_size)
+
+    def number(self, batch: int) -> int:
+        """Return the number among the batches of all processes of this process's ``batch``."""
+        return batch * self.world_size + self.rank
+
+    def counts(self, batch: int) -> bool:
+        """Return whether this process's ``batch`` is no repetition."""
+        return self.number(batch) < self.num_batches
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_batches / self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(len(self)):
+            first = self.number(batch) % self.num_batches * self.batch_size
+            yield list(range(first, min(first + self.batch_size, self.num_images)))
 
 
 class UnreadableData(ValueError):
