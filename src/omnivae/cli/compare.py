@@ -53,7 +53,7 @@ def compare(argv: Sequence[str]) -> int:
     console = Console(highlight=False)
     console.print(comparison.table())
     for line in comparison.lines():
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     console.print()
     console.print(comparison.verdict, style="bold", markup=False)
     return 0

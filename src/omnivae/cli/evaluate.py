@@ -91,5 +91,8 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     if given.json:
         evaluation.to_json(given.json)
-    Console().print(evaluation.table())
+    console = Console(highlight=False)
+    console.print(evaluation.table())
+    for line in evaluation.lines():
+        console.print(line, markup=False, soft_wrap=True)
     return 0

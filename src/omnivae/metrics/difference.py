@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: Images named at either end of a metric's differences.
 EXTREMES = 3
-HEADER = ("metric", "A", "B", "B - A", "95 % interval", "p", "Wilcoxon", "verdict")
+HEADER = ("metric", "A", "B", "B - A", "95 % interval", "p", "better")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The result in words."""
+        """The result in words; differences are the better model's value minus the other's."""
         if all(not any(d.per_image.values()) for d in self.differences.values()):
             return f"A and B are equal to the last digit on all {self.images:,} images."
         sides = {side: [n for n, d in self.differences.items() if d.winner == side] for side in ("A", "B")}
@@ -107,7 +107,8 @@ class Comparison:
     def _finding(self, name: str) -> str:
         d = self.differences[name]
         unit = f" {d.unit}" if d.unit else ""
-        gap = f"{name} {_signed(d.mean)}{unit} [{_short(d.low)}, {_short(d.high)}]"
+        mean, low, high = (d.mean, d.low, d.high) if d.winner == "B" else (-d.mean, -d.high, -d.low)
+        gap = f"{name} {_signed(mean)}{unit} [{_brief(low)}, {_brief(high)}]"
         return f"{gap}, {_p(d.p_corrected)}"
 
     def _open(self, names: list[str]) -> str:
@@ -176,14 +177,13 @@ class Comparison:
                     _short(d.mean_a),
                     _short(d.mean_b),
                     _signed(d.mean),
-                    f"{_short(d.low)} to {_short(d.high)}",
-                    _p(d.p_corrected).removeprefix("p = ").removeprefix("p "),
-                    _p(d.p_wilcoxon).removeprefix("p = ").removeprefix("p "),
-                    f"{d.winner} is better" if d.winner else "no difference shown",
+                    f"{_brief(d.low)} to {_brief(d.high)}",
+                    _p(d.p_corrected).removeprefix("p ").removeprefix("= "),
+                    d.winner or "open",
                 )
             )
         for name, (a, b) in self.whole.items():
-            rows.append((name, _short(a), _short(b), _signed(b - a), "", "", "", "no test: one number each"))
+            rows.append((name, _short(a), _short(b), _signed(b - a), "no test", "", ""))
         return rows
 
     def table(self) -> Table:
@@ -191,9 +191,9 @@ class Comparison:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
         for column in HEADER:
-            table.add_column(column, justify="left" if column in ("metric", "verdict") else "right")
+            table.add_column(column, justify="left" if column in ("metric", "better") else "right", no_wrap=True)
         for row in self.rows():
             table.add_row(*row)
         return table
@@ -207,13 +207,27 @@ class Comparison:
             lines.append(f"{side}  {model['recipe'] or model['name']}, {model['parameters']:,} parameters{known}")
         data = self.cards[0]["data"]
         of = f" of {data['name']}" if data["name"] else ""
-        lines.append(f"{self.images:,} images{of}, p corrected for {len(self.differences)} metrics (Holm)")
+        tests = len(self.differences)
+        lines.append(
+            f"{self.images:,} images{of}; p of a sign-flip test"
+            + (f", corrected for {tests} metrics (Holm)" if tests > 1 else "")
+        )
+        disagree = [n for n, d in self.differences.items() if (d.winner is not None) != (d.p_wilcoxon < ALPHA / tests)]
+        lines.append(
+            f"Wilcoxon's signed-rank test disagrees about {', '.join(disagree)}"
+            if disagree
+            else "Wilcoxon's signed-rank test agrees"
+        )
         name, d = next(iter(self.differences.items()))
         for side, pairs in d.extremes().items():
             if pairs:
                 shown = ", ".join(f"{key} ({_signed(value)})" for key, value in pairs)
                 lines.append(f"{name} speaks most for {side}: {shown}")
         lines += [f"note: {note}" for note in self.notes]
+        if any(d.winner for d in self.differences.values()):
+            lines.append(
+                "note: this tells two trained models apart; the same recipe with another seed is another model"
+            )
         return lines
 
 
@@ -223,9 +237,14 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _brief(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"
+
+
 def _signed(value: float) -> str:
     return f"+{_short(value)}" if value > 0 else _short(value)
 
 
 def _p(value: float) -> str:
-    return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}"
+    # 10,000 random sign patterns cannot give less.
+    return "p ≤ 0.0001" if value <= 1.0001e-4 else f"p = {value:.2g}"

@@ -193,17 +193,11 @@ class Evaluation:
         return rows
 
     def table(self) -> Table:
-        """Return a rich table of the metrics, the card below it."""
+        """Return a rich table of the metrics; :meth:`lines` belongs below it."""
         from rich import box
         from rich.table import Table
 
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            header_style="bold",
-            pad_edge=False,
-            caption="\n".join(self._caption()),
-            caption_justify="left",
-        )
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
         for column in HEADER:
             table.add_column(column, justify="right" if column in RIGHT else "left", no_wrap=column == "metric")
         for row in self.rows():
@@ -222,9 +216,10 @@ class Evaluation:
             for row in rows
         ]
         lines.insert(1, "-" * max(len(line) for line in lines))
-        return "\n".join([*lines, *self._caption()])
+        return "\n".join([*lines, *self.lines()])
 
-    def _caption(self) -> list[str]:
+    def lines(self) -> list[str]:
+        """Return the card in a few lines, and the notes."""
         known = describe(self.card) if self.card else [("images", f"{self.images:,} images")]
         width = max(len(heading) for heading, _ in known)
         notes = [f"{name}: {note}" for name, note in self.notes.items()]

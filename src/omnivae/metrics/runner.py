@@ -22,6 +22,8 @@ from omnivae.metrics.registry import Metric, resolve
 
 #: Pixel values of one group on an accelerator, and the most images of one.
 GROUP_BUDGET, LARGEST_GROUP = 2**22, 64
+#: Pixel values of an image up to which one thread of the CPU is faster than many that wait for each other.
+SMALL_IMAGE = 2**13
 
 
 def evaluate(
@@ -86,71 +88,57 @@ def evaluate(
         raise ValueError("the dataset is empty; evaluation needs at least one image")
 
     low, high = model.value_range
-    values: dict[str, dict[str, float]] = {m.name: {} for m in chosen if m.scope != "dataset"}
-    remarks: dict[str, Counter[str]] = {m.name: Counter() for m in chosen}
-    content: dict[str, str | None] = {}
-    pixels: dict[str, str] = {}
-    latents = LatentStatistics()
-    with (
-        torch.no_grad(),
-        _evaluating(model, device) as where,
-        _progress_bar(len(dataset), progress) as advance,
-    ):
+    tally = _Tally(chosen, data_range=high - low)
+    with torch.no_grad(), _evaluating(model, device) as where, _progress_bar(len(dataset), progress) as advance:
         items = load_items(dataset, model, batch_size=batch_size, num_workers=num_workers)
         for group in _groups(items, where):
-            first = group[0].tensors
-            _check_mask(first, chosen, group[0].key)
-            # Filled up by repeating the last image, and in memory of its own: kernels may also differ with the alignment.
-            full = group + group[-1:] * (group_size(first["x"].shape, where) - len(group))
-            stack = {name: torch.stack([item.tensors[name] for item in full]).to(where) for name in first}
-            inference = Inference(
-                model,
-                stack["x"],
-                [item.key for item in full],
-                cond=stack.get("cond"),
-                target=stack.get("target"),
-                num_samples_elbo=num_samples_elbo,
-                num_samples_nll=num_samples_nll,
-                seed=seed,
-            )
-            latents.update(inference, len(group))
-            for m in chosen:
-                remark = m.remark(tuple(first["x"].shape)) if m.remark else None
-                if remark is not None:
-                    remarks[m.name][remark] += len(group)
-                if m.scope != "dataset":
-                    result = _compute(m, inference, stack.get("mask"), data_range=high - low).double().cpu().tolist()
-                    values[m.name].update(zip((item.key for item in group), result, strict=False))
-            content.update((item.key, item.content) for item in group)
-            pixels.update((item.key, item.pixels) for item in group)
+            shape = group[0].tensors["x"].shape
+            _check_mask(group[0], chosen)
+            with _threads_for(shape, where):
+                # Filled up by repeating the last image, and in memory of its own: kernels may also differ with alignment.
+                full = group + group[-1:] * (group_size(shape, where) - len(group))
+                stack = {
+                    name: torch.stack([item.tensors[name] for item in full]).to(where) for name in group[0].tensors
+                }
+                inference = Inference(
+                    model,
+                    stack["x"],
+                    [item.key for item in full],
+                    cond=stack.get("cond"),
+                    target=stack.get("target"),
+                    num_samples_elbo=num_samples_elbo,
+                    num_samples_nll=num_samples_nll,
+                    seed=seed,
+                )
+                tally.add(group, inference, stack.get("mask"))
             advance(len(group))
-        stored = all(known is not None for known in content.values())
-        inputs = {key: str(known) for key, known in content.items()} if stored else pixels
+        stored = all(known is not None for known in tally.content.values())
+        inputs = {key: str(known) for key, known in tally.content.items()} if stored else tally.pixels
         card = make_card(
             model,
             chosen,
             inputs=inputs,
-            pixels=pixels,
+            pixels=tally.pixels,
             stored=stored,
             device=where,
             seed=seed,
             provenance=provenance or Provenance(),
         )
 
-    per_image = {name: dict(sorted(of.items())) for name, of in values.items()}
+    per_image = {name: dict(sorted(of.items())) for name, of in tally.values.items()}
     results = {}
     for m in chosen:
         if m.scope == "dataset":
-            results[m.name] = MetricResult(float(m.function(latents)), None, None, m.unit)
+            results[m.name] = MetricResult(float(m.function(tally.latents)), None, None, m.unit)
         else:
             array = np.array(list(per_image[m.name].values()), dtype=np.float64)
             lower, upper = bootstrap_interval(array, bootstrap, seed=seed)
             results[m.name] = MetricResult(float(array.mean()), lower, upper, m.unit)
     return Evaluation(
         metrics=results,
-        images=len(pixels),
+        images=len(tally.pixels),
         per_image=per_image,
-        kl_per_dimension=latents.kl_per_dimension(),
+        kl_per_dimension=tally.latents.kl_per_dimension(),
         settings={
             "metrics": [m.name for m in chosen],
             "seed": seed,
@@ -162,11 +150,7 @@ def evaluate(
         },
         card=card,
         inputs=shorten(inputs.items()),
-        remarks={
-            name: "; ".join(f"{n} of {len(pixels)} images are {text}" for text, n in sorted(of.items()))
-            for name, of in remarks.items()
-            if of
-        },
+        remarks=tally.summary(),
     )
 
 
@@ -201,6 +185,40 @@ def group_size(shape: Sequence[int], device: torch.device) -> int:
 # -- inside
 
 
+class _Tally:
+    """Everything that is remembered of the images while they pass."""
+
+    def __init__(self, metrics: Sequence[Metric], *, data_range: float) -> None:
+        self.metrics = metrics
+        self.data_range = data_range
+        self.values: dict[str, dict[str, float]] = {m.name: {} for m in metrics if m.scope != "dataset"}
+        self.remarks: dict[str, Counter[str]] = {m.name: Counter() for m in metrics}
+        self.content: dict[str, str | None] = {}
+        self.pixels: dict[str, str] = {}
+        self.latents = LatentStatistics()
+
+    def add(self, group: list[Item], inference: Inference, mask: Tensor | None) -> None:
+        """Measure a group, whose first images are new and whose others repeat the last of them."""
+        self.latents.update(inference, len(group))
+        for m in self.metrics:
+            remark = m.remark(tuple(inference.x.shape[1:])) if m.remark else None
+            if remark is not None:
+                self.remarks[m.name][remark] += len(group)
+            if m.scope != "dataset":
+                result = _compute(m, inference, mask, data_range=self.data_range).double().cpu().tolist()
+                self.values[m.name].update(zip((item.key for item in group), result, strict=False))
+        self.content.update((item.key, item.content) for item in group)
+        self.pixels.update((item.key, item.pixels) for item in group)
+
+    def summary(self) -> dict[str, str]:
+        """Return a sentence for each metric with remarks."""
+        return {
+            name: "; ".join(f"{n} of {len(self.pixels)} images are {text}" for text, n in sorted(of.items()))
+            for name, of in self.remarks.items()
+            if of
+        }
+
+
 def _groups(items: Iterable[Item], device: torch.device) -> Iterator[list[Item]]:
     """Yield items in lists of equal shapes; only the last list of a shape may be smaller than its group."""
     waiting: dict[Any, list[Item]] = {}
@@ -212,14 +230,14 @@ def _groups(items: Iterable[Item], device: torch.device) -> Iterator[list[Item]]
     yield from waiting.values()
 
 
-def _check_mask(tensors: dict[str, Tensor], metrics: Sequence[Metric], key: str) -> None:
-    if "mask" not in tensors:
+def _check_mask(item: Item, metrics: Sequence[Metric]) -> None:
+    if "mask" not in item.tensors:
         return
     refusing = [m.name for m in metrics if not m.masks]
     if refusing:
         raise ValueError(
-            f"image {key!r} has a mask, which {', '.join(refusing)} cannot honour; leave {'it' if len(refusing) == 1 else 'them'} "
-            "out of the metrics, or drop the mask"
+            f"image {item.key!r} has a mask, which {', '.join(refusing)} cannot honour; measure "
+            f"{', '.join(m.name for m in metrics if m.masks) or 'psnr or mse'} only, or drop the mask"
         )
 
 
@@ -246,6 +264,20 @@ def _evaluating(model: Any, device: str | torch.device | None) -> Iterator[torch
         model.to(home)
         for module, mode in training.items():
             module.training = mode
+
+
+@contextmanager
+def _threads_for(shape: Sequence[int], device: torch.device) -> Iterator[None]:
+    """Small images on a CPU are computed by one thread: faster, and the same on machines of any number of cores."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or math.prod(shape) > SMALL_IMAGE:
+        yield
+        return
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
