@@ -76,6 +76,11 @@ RECIPE_ARGUMENTS = {
 }
 
 OPTIONS = {
+    "inspect": """
+        config-out data.channel_axis data.channels data.clip data.download data.format data.image_column data.image_size
+        data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed
+        data.test_fraction data.val_fraction data.value_range data.verify json picture seed
+    """,
     "doctor": "json look",
     "encode": """
         batch_size data.channels data.image_size data.limit data.on_error data.path data.split dtype num_workers output
@@ -100,6 +105,7 @@ OPTIONS = {
 }
 
 POSITIONALS = {
+    "inspect": "path",
     "doctor": "run",
     "encode": "model",
     "decode": "latents",

@@ -132,7 +132,13 @@ def check_image(file: Any, name: str, options: ReadOptions, *, full: bool) -> He
     known = None
     if isinstance(file, (str, Path)):
         name = str(file)
-        status = os.stat(file)
+        try:
+            status = os.stat(file)
+        except FileNotFoundError as error:
+            what = "is a link that leads nowhere" if os.path.islink(file) else "is missing"
+            raise ValueError(f"{name} {what}: repair or remove it") from error
+        if status.st_size == 0:
+            raise ValueError(f"{name} is empty: repair or remove it")
         known = (name, status.st_size, status.st_mtime_ns, status.st_ino, options, full)
         if known in _known:
             return _known[known]

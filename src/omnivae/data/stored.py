@@ -16,7 +16,7 @@ from omnivae.data.config import DataConfig
 from omnivae.data.header import Header, ReadOptions
 from omnivae.data.images import read_header, read_image
 from omnivae.data.naming import members_by_split
-from omnivae.data.shards import shard_permutation
+from omnivae.data.shards import TarBytes, shard_permutation
 from omnivae.data.sources import Found, ImageSource, Split
 
 #: What the last check of this process found, by what was looked at and how.
@@ -152,6 +152,13 @@ class StoredSource(ImageSource):
             with blob.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(blob).hexdigest()
+
+    def stored_sizes(self, indices: Sequence[int]) -> list[int] | None:
+        """Return the length in bytes of images, where that is known without reading them."""
+        blobs, rows = self.collection.blobs, [int(self.rows[i]) for i in indices]
+        if isinstance(blobs, TarBytes):
+            return blobs.size[rows].tolist()
+        return [blobs[row].stat().st_size for row in rows] if isinstance(blobs, PathBlobs) else None
 
     def permutation(self, seed: int, epoch: int) -> np.ndarray | None:
         """See :meth:`ImageSource.permutation`."""

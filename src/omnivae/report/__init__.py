@@ -1,6 +1,7 @@
 """Reports: figures, charts, walks through the latent space, and one self-contained HTML file."""
 
 from omnivae.report.colours import to_pixels
+from omnivae.report.contact import contact_sheet
 from omnivae.report.figures import comparison_grid, image_grid, interpolation_grid, to_png, traversal_grid
 from omnivae.report.history import read_history
 from omnivae.report.html import write_report
@@ -10,6 +11,7 @@ from omnivae.report.plots import curves, kl_bar, latent_map
 
 __all__ = [
     "comparison_grid",
+    "contact_sheet",
     "curves",
     "image_grid",
     "interpolate",

@@ -1,0 +1,203 @@
+"""``omnivae inspect``: what a data set holds, what would stop a run, and a configuration for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+from omnivae.cli.parsing import make_parser, parse
+from omnivae.data import DataConfig
+from omnivae.jobs.advice import plural
+
+if TYPE_CHECKING:
+    from omnivae.jobs.inspect import Inspection
+
+_SHOWN = 20
+_NOT_HERE = {"path", "flip", "random_crop", "num_workers", "binarize", "cache", "resolutions"}
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae inspect``."""
+    parser = make_parser(
+        "inspect",
+        "Say what a data set holds before anything is trained: counts, sizes, channels, values, duplicates, files that cannot "
+        "be read, and a configuration to train with. Exit code 1 when something would stop the run, 0 otherwise.",
+        "omnivae inspect photos/ --config-out photos.yaml --picture sheet.png",
+    )
+    parser.add_argument("path", type=str, help="as data.path: a folder, table, shards, or the name of a data set")
+    parser.add_class_arguments(DataConfig, "data", skip=_NOT_HERE)
+    parser.add_argument("--json", type=str | None, default=None, help="file for everything that was found")
+    parser.add_argument(
+        "--config-out", type=str | None, default=None, help="file for the proposed configuration (YAML)"
+    )
+    parser.add_argument(
+        "--picture", type=str | None, default=None, help="file for a contact sheet of some of the images"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the images measured and drawn, where not all are")
+    return parser
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from rich.console import Console
+
+    from omnivae.jobs.inspect import inspect_data
+
+    given = parse(build_parser(), argv)
+    config = DataConfig(path=given.path, **given.as_dict()["data"])
+    found = inspect_data(config, seed=given.seed, picture=given.picture)
+    console = Console(highlight=False)
+    for table in tables(found):
+        console.print(table)
+        console.print()
+    for problem in found.problems:
+        console.print(f"[bold red]stops the run:[/] {_plain(problem)}", soft_wrap=True)
+    for remark in found.remarks:
+        console.print(f"[bold]note:[/] {_plain(remark)}", soft_wrap=True)
+    if found.configuration is not None:
+        console.print("\nproposed configuration:\n", soft_wrap=True)
+        console.print(_plain(found.to_yaml()), soft_wrap=True)
+    if given.json:
+        found.to_json(given.json)
+    command = found.command
+    if given.config_out and found.configuration is not None:
+        from omnivae.files import write_atomic
+
+        target = Path(given.config_out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, found.to_yaml().encode())
+        command = f"omnivae train --config {target} --output runs/{target.stem}"
+    if command:
+        console.print(f"train on it with:\n  {_plain(command)}", soft_wrap=True)
+    return 1 if found.problems else 0
+
+
+def tables(found: Inspection) -> list[Any]:
+    """Return the tables that the command prints.
+
+    Args:
+        found: what was found.
+
+    Returns:
+        Tables of rich, without those that have nothing to say.
+    """
+    from rich.table import Table
+
+    shown = [_overview(found)]
+    if found.classes is not None:
+        table = Table("class", *found.counts, title="images by class and split", title_justify="left")
+        for name, counts in list(found.classes.items())[:_SHOWN]:
+            table.add_row(_plain(name), *(f"{counts[split]:,}" for split in found.counts))
+        if len(found.classes) > _SHOWN:
+            table.add_row(f"and {len(found.classes) - _SHOWN} more", *[""] * len(found.counts))
+        shown.append(table)
+    if found.values:
+        of = "all images" if found.all_measured else f"{found.measured:,} images, chosen by the seed"
+        table = Table(
+            "type",
+            "images",
+            "channel",
+            "min",
+            "max",
+            "mean",
+            "std",
+            title=f"stored values of {of}",
+            title_justify="left",
+        )
+        for group in found.values:
+            for c in range(min(group["channels"], 8)):
+                first = (group["dtype"], f"{group['images']:,}") if c == 0 else ("", "")
+                numbers = (f"{group[key][c]:.6g}" for key in ("low", "high", "mean", "std"))
+                table.add_row(*first, f"{c + 1} of {group['channels']}", *numbers)
+        shown.append(table)
+    if found.unreadable:
+        table = Table(
+            "file", "reason", title=f"{plural(len(found.unreadable), 'image')} cannot be used", title_justify="left"
+        )
+        table.columns[0].overflow = table.columns[1].overflow = "fold"
+        for name, reason in found.unreadable:
+            table.add_row(_plain(name), _plain(reason))
+        shown.append(table)
+    if found.duplicates:
+        title = f"{plural(len(found.duplicates), 'group')} of images with the same content"
+        table = Table("images", "splits", title=title, title_justify="left")
+        for equal in found.duplicates[:_SHOWN]:
+            splits = dict.fromkeys(split for _, split in equal)
+            table.add_row(_plain(", ".join(name for name, _ in equal)), " and ".join(splits))
+        if len(found.duplicates) > _SHOWN:
+            table.add_row(f"and {len(found.duplicates) - _SHOWN} more groups", "")
+        shown.append(table)
+    if found.needs:
+        table = Table("setting", "value", "why", title="settings that the images call for", title_justify="left")
+        for need in found.needs:
+            value = (
+                "as proposed"
+                if need.value is None and not need.required
+                else "none helps"
+                if need.value is None
+                else need.value
+            )
+            table.add_row(f"data.{need.option}", _plain(str(value)), _plain(need.reason))
+        shown.append(table)
+    return shown
+
+
+def _overview(found: Inspection) -> Any:
+    from rich.table import Table
+
+    table = Table(show_header=False, title=f"{found.name} ({found.kind})", title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+
+    def row(name: str, text: str) -> None:
+        if text:
+            table.add_row(name, _plain(text))
+
+    splits = [
+        f"{n:,} {split}{' (cut from train)' if split in found.carved else ''}" for split, n in found.counts.items()
+    ]
+    row("images", ", ".join(splits))
+    if found.sizes:
+        low, middle, high = ("{} x {}".format(*found.sizes[k]) for k in ("smallest", "median", "largest"))
+        different = found.sizes["distinct"]
+        row(
+            "height x width",
+            low if different == 1 else f"{low} to {high}, median {middle}, {different:,} different sizes",
+        )
+    row("channels", ", ".join(f"{c} ({plural(n, 'image')})" for c, n in found.channels.items()))
+    row("stored as", ", ".join(f"{dtype} ({plural(n, 'image')})" for dtype, n in found.dtypes.items()))
+    row("classes", f"{len(found.classes):,}" if found.classes else "")
+    if found.counts:
+        checked = (
+            "every image was decoded"
+            if found.checked == "full"
+            else "headers and ends of files (--data.verify full decodes all)"
+        )
+        row("checked", checked)
+    row("constant images", _few(found.constant_images))
+    if found.duplicates is not None:
+        row(
+            "same content",
+            "none"
+            if not found.duplicates
+            else f"{plural(len(found.duplicates), 'group')}, {found.leaks} across splits",
+        )
+    row("other files", ", ".join(f"{count:,} {suffix}" for suffix, count in found.other_files.items()))
+    row("not pictures", ", ".join(f"{count:,} {suffix}" for suffix, count in found.other_media.items()))
+    row("hidden files", f"{found.hidden_files:,} (never read)" if found.hidden_files else "")
+    return table
+
+
+def _few(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return f"{len(names):,}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
