@@ -247,6 +247,16 @@ def test_every_orientation_is_undone_alike(tmp_path, orientation):
         np.testing.assert_array_equal(deep, shown.astype(np.uint16) * 257)
 
 
+def test_an_orientation_in_xmp_is_seen_by_header_and_pixels(tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+    Image.fromarray(np.zeros((3, 5), np.uint8)).save(tmp_path / "a.png", pnginfo=info)
+    header, _ = read_both(tmp_path / "a.png")
+    assert (header.height, header.width) == (5, 3)
+
+
 @pytest.mark.parametrize(("shape", "axes"), [((5, 40, 50), "CYX"), ((40, 50, 5), "YXC"), ((40, 50), "YX")])
 def test_the_axis_of_channels_is_told_where_it_is_clear(shape, axes):
     array = np.zeros(shape, np.uint8)

@@ -228,8 +228,9 @@ def _png_orientation(image: Image.Image, chunks: dict[str, bytes]) -> int:
         found = Image.Exif()
         found.load(chunks["eXIf"])
         return _orientation(found)
-    # ImageMagick writes EXIF into a text chunk, which is in "info"; asking for more would decode the file.
-    return _orientation(image.getexif()) if "exif" in image.info else 1
+    # ImageMagick writes EXIF into a text chunk, Adobe's programs write XMP; where there is neither, asking would decode the file.
+    said = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & image.info.keys()
+    return _orientation(image.getexif()) if said else 1
 
 
 def _orientation(exif: Image.Exif) -> int:
