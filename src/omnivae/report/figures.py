@@ -56,6 +56,7 @@ def image_grid(
         ValueError: for no image, or labels that are not one for each image.
 
     Example:
+        >>> import torch
         >>> image_grid(torch.zeros(3, 1, 8, 8), columns=3).shape
         (96, 296, 3)
     """
