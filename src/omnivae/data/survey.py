@@ -83,13 +83,12 @@ class _Image:
     whole: bool
 
 
-def measure(source: ImageSource, *, seed: int = 0, most_samples: int = MOST_SAMPLES) -> Measured:
+def measure(source: ImageSource, *, seed: int = 0) -> Measured:
     """Measure the stored values of all images, or of a seeded choice where there are too many.
 
     Args:
         source: the images.
         seed: of the choice.
-        most_samples: stop choosing images where they hold more samples than this together.
 
     Returns:
         Ranges, means and deviations by channel.
@@ -98,9 +97,9 @@ def measure(source: ImageSource, *, seed: int = 0, most_samples: int = MOST_SAMP
     # Crops have no size of their own before they are cut: the largest they can have.
     samples = np.broadcast_to(each if len(each) == len(source) else each.max(), len(source)) * source.channels
     chosen = np.arange(len(source))
-    if int(samples.sum()) > most_samples:
+    if int(samples.sum()) > MOST_SAMPLES:
         chosen = np.random.default_rng(seed).permutation(len(source))
-        within = int(np.searchsorted(np.cumsum(samples[chosen]), most_samples))
+        within = int(np.searchsorted(np.cumsum(samples[chosen]), MOST_SAMPLES, side="right"))
         chosen = np.sort(chosen[: max(1, within)])
 
     def look(index: int) -> _Image | str:

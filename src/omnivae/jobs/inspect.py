@@ -214,7 +214,7 @@ def _describe(
             "mean": group.mean.tolist(), "std": group.std.tolist(), "whole_numbers": group.whole,
         })  # fmt: skip
         constant += [
-            f"channel {c} of the images with {len(group.low)} ({group.dtype}): always {group.low[c]:g}"
+            f"channel {c + 1} of the images with {len(group.low)} ({group.dtype}): always {group.low[c]:g}"
             for c in np.flatnonzero(group.low == group.high)
         ]
     return replace(
