@@ -34,9 +34,12 @@ class DataConfig:
     """Which images to read, how to split them and how to turn them into tensors.
 
     Args:
-        path: a folder, an image file, or an embedded data set: digits, photos, dsprites (``./digits`` is a folder).
-        format: how to read ``path``; "auto" recognises MNIST's idx files and CIFAR-10's Parquet files by their names
-            and reads any other folder as image files.
+        path: a folder, an image file, a table (CSV, TSV, Parquet) that lists or holds images, a folder or pattern of tar
+            shards (``shards/train-{000..010}.tar``), a folder that Hugging Face's ``save_to_disk`` wrote, a data set of their
+            hub (``hf://user/name``), or a name: digits, photos, dsprites are embedded; mnist, fashion-mnist, cifar10 need
+            ``download`` once. A bare name is the data set, ``./digits`` the folder.
+        format: how to read ``path``; "auto" recognises MNIST's idx files, CIFAR-10's files, what ``save_to_disk`` wrote, and
+            tar shards and tables with no image files beside them, and reads any other folder as image files.
         image_size: side in pixels of the square that is used: the shorter side is resized to it (antialiased bicubic)
             and the centre is cropped. None keeps the images as they are, which must then agree in size.
         channels: 1 (grey) or 3 (RGB) to convert every photograph to, dropping any alpha channel; another number is what
@@ -69,7 +72,8 @@ class DataConfig:
             full for up to 10,000 files.
         cache: keep decoded and resized images in memory from the first epoch on, shared by the loading processes;
             "auto" does so where decoding is random-free and all images fit into a quarter of the free memory.
-        download: fetch ``mnist``, ``fashion-mnist`` or ``cifar10`` from their publishers and check their checksums,
+        download: fetch ``mnist``, ``fashion-mnist`` or ``cifar10`` from their publishers (checksums are checked; the files
+            stay in ``OMNIVAE_CACHE``, by default omnivae's folder in the user's cache), or a data set of the Hugging Face hub,
             where they are not there yet; nothing is downloaded unasked.
 
     Raises:
