@@ -234,14 +234,12 @@ def encode_batches(
             )
         size = posterior.input_size
         assert size is not None, "encode records the size of its images"
-        yield EncodedBatch(
-            batch["number"],
-            batch["content"],
-            batch["file"],
-            posterior.mean.float().cpu(),
-            posterior.logvar.float().cpu(),
-            size,
+        # Copies: a view of the head's output would keep all of that alive for as long as the latent waits to be written.
+        mean, logvar = (
+            t.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+            for t in (posterior.mean, posterior.logvar)
         )
+        yield EncodedBatch(batch["number"], batch["content"], batch["file"], mean, logvar, size)
 
 
 def describe_file(header: Header | None) -> dict[str, Any] | None:

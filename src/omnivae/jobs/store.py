@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from omnivae.data.latents import FORMAT, KIND, SHARDS, STORE, SUFFIX, PosteriorStore, Shard, read_shard
+from omnivae.data.latents import COLUMNS, FORMAT, KIND, SHARDS, STORE, SUFFIX, PosteriorStore, Shard, read_shard
 from omnivae.data.moments import ChannelMoments
 from omnivae.files import replace_atomic, system_error, write_atomic
 
@@ -77,7 +77,7 @@ class StoreWriter:
         self.dtype = getattr(torch, info["dtype"])
         self.shard_bytes, self.flush_s = shard_mib * 2**20, flush_s
         self.failed = False
-        self._entries: list[tuple[Entry, Tensor, Tensor]] = []
+        self._groups: dict[tuple[int, ...], tuple[list[Entry], list[Tensor], list[Tensor]]] = {}
         self._bytes, self._begun = 0, time.monotonic()
 
     def add(self, entry: Entry, mean: Tensor, logvar: Tensor) -> None:
@@ -93,7 +93,10 @@ class StoreWriter:
             OSError: when the shard cannot be written; what was written before is safe.
         """
         pair = (self._cast(mean, entry.key), self._cast(logvar, entry.key))
-        self._entries.append((entry, *pair))
+        entries, means, logvars = self._groups.setdefault(tuple(mean.shape), ([], [], []))
+        entries.append(entry)
+        means.append(pair[0])
+        logvars.append(pair[1])
         self._bytes += sum(t.numel() * t.element_size() for t in pair)
 
     def flush_if_due(self) -> None:
@@ -103,27 +106,22 @@ class StoreWriter:
 
     def flush(self) -> None:
         """Write what there is into a shard."""
-        entries, self._entries, self._bytes, self._begun = self._entries, [], 0, time.monotonic()
-        if not entries:
+        groups, self._groups, self._bytes, self._begun = self._groups, {}, 0, time.monotonic()
+        if not groups:
             return
-        groups: dict[tuple[int, ...], list[tuple[Entry, Tensor, Tensor]]] = {}
-        for one in entries:
-            groups.setdefault(tuple(one[1].shape), []).append(one)
-        tensors, moments = {}, ChannelMoments(entries[0][1].shape[0])
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("key", "content", "label", "input_size", "file", "tensor")
-        }
+        tensors, moments = {}, ChannelMoments(next(iter(groups))[0])
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         files: list[Any] = []  # most images of a data set are of one kind: kinds are numbered
-        for number, (_, group) in enumerate(sorted(groups.items())):
-            mean, logvar = torch.stack([one[1] for one in group]), torch.stack([one[2] for one in group])
-            tensors[f"mean.{number}"], tensors[f"logvar.{number}"] = mean, logvar
-            moments.update(mean, logvar)
-            for entry, *_ in group:
+        for number, (_, (entries, means, logvars)) in enumerate(sorted(groups.items())):
+            for name, rows in (("mean", means), ("logvar", logvars)):
+                tensors[f"{name}.{number}"] = torch.stack(rows)
+                rows.clear()  # a shard is in memory once, not twice
+            moments.update(tensors[f"mean.{number}"], tensors[f"logvar.{number}"])
+            for entry in entries:
                 if entry.file not in files:
                     files.append(entry.file)
-                for name, value in (vars(entry) | {"file": files.index(entry.file)}).items():
+                for name, value in (vars(entry) | {"file": files.index(entry.file), "tensor": number}).items():
                     columns[name].append(value)
-                columns["tensor"].append(number)
         metadata = {
             "kind": KIND,
             "format": str(FORMAT),
@@ -133,7 +131,6 @@ class StoreWriter:
             "files": json.dumps(files),
             "moments": json.dumps(moments.to_dict()),
         }
-        del entries, groups, group, one
 
         def write(beside: Path) -> None:
             from safetensors import SafetensorError
