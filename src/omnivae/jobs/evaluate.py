@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import Subset
 
-from omnivae.data import DataSplits, load_data
+from omnivae.data import DataSplits, ImageDataset, load_data
 from omnivae.jobs.provenance import provenance_of
 from omnivae.jobs.train import data_for, run_data
 from omnivae.metrics import Evaluation, evaluate
@@ -121,5 +122,12 @@ def _images(
         same = own is not None and (path is None or path == own.path)
         split = "test" if same or splits.official_test else "all"
     if split == "all":
-        return loaded, ConcatDataset([splits.test, splits.val, splits.train]), splits, split
+        # Each image once and as it is: small data sets share images between splits, and training may crop and flip them.
+        parts = (splits.test, splits.val, splits.train)
+        numbers = list(dict.fromkeys(int(i) for part in parts for i in part.indices))
+        test = splits.test
+        whole = ImageDataset(
+            test.source, np.array(numbers, dtype=np.int64), split="test", transform=test.transform, seed=test.seed
+        )
+        return loaded, whole, splits, split
     return loaded, getattr(splits, split), splits, split
