@@ -80,7 +80,7 @@ def healthy(config=None, **columns):
         "directory": Path("run"),
         "dimensions": np.full(16, 0.4),
         "parameters": 100_000,
-        "look": Look(-1.0, 1.0, (-1.0, 1.0), saturated=0.1, saturated_data=0.1, variation=0.8),
+        "look": Look(-1.0, 1.0, (-1.0, 1.0), saturated=0.1, saturated_data=0.1, variation=0.8, latent_size=16),
     } | record
     return Record(config=merged, curves=curves, **settings)
 

@@ -125,6 +125,14 @@ def test_an_annealed_weight_is_no_divergence():
     assert found(record, "learning_rate_high") == []
 
 
+def test_many_nats_of_a_large_latent_are_few_for_each_element():
+    flat = np.full(STEPS, 500.0)
+    columns = {"train/weight/kl": np.full(STEPS, 1e-8), "train/kl": flat, "train/kl_nats": flat}
+    for size, loose in ((1024, False), (64, True)):
+        record = healthy(**columns, look=Look(-1.0, 1.0, (-1.0, 1.0), latent_size=size))
+        assert bool(found(record, "kl_balance")) == loose
+
+
 def test_a_falling_kl_weight_may_let_the_kl_grow():
     record = healthy(**{"train/kl_nats": np.exp(12 * T), "train/weight/kl": np.exp(-12 * T)})
     assert found(record, "kl_growth") == []

@@ -17,8 +17,9 @@ DEAD_NATS = 0.01
 USED_SHARE = 0.25
 #: The KL may take up to this share of the loss; beyond it the reconstruction is given up for the prior.
 KL_SHARE = 0.8
-#: Below this share, and above so many nats for a dimension, samples from the prior are not images.
-LOOSE_SHARE, LOOSE_NATS = 1e-2, 10.0
+#: Below this share, and above so many nats for each latent element, samples from the prior are not images: a posterior of
+#: n nats is about exp(-n) as wide as the prior.
+LOOSE_SHARE, LOOSE_NATS = 1e-2, 3.0
 #: Growth of the KL between the middle and the end of a run that is no longer learning but leaving.
 KL_GROWTH = 10.0
 #: Reconstructions that differ less than this from each other, relative to the images, ignore the input.
@@ -90,13 +91,14 @@ def kl_balance(record: Record) -> Iterator[Finding]:
             "lower the KL weight",
             (f"--losses.kl.weight {number_plain(weight / 4)}",),
         )
-    if share < LOOSE_SHARE and level / count > LOOSE_NATS:
+    size = record.look.latent_size if record.look is not None else None
+    if size is not None and share < LOOSE_SHARE and level / size > LOOSE_NATS:
         wanted = weight * 0.1 / max(share, 1e-12)
         yield Finding(
             "kl_balance",
             "note",
-            f"the weighted KL is {share:.2%} of the loss; the latent holds {number(level)} nats, {number(level / count)} in "
-            "each channel",
+            f"the weighted KL is {share:.2%} of the loss; the latent holds {number(level)} nats, {number(level / size)} in "
+            "each element",
             "hardly anything holds the latent to the prior: reconstructions are good, but decoded draws from the prior will "
             "not look like the data. For a codec with a second-stage model over its latents that is as intended",
             "to sample from the prior itself, raise the KL weight step by step",

@@ -75,6 +75,7 @@ class Look:
         images: how many were looked at.
         saturated: share of reconstructed pixels within 1 % of either end of the range; ``None`` without a model.
         saturated_data: the same share of the images.
+        latent_size: elements of an image's latent; ``None`` without a model.
         variation: deviation of reconstructions between images over that of the images; ``None`` without a model.
     """
 
@@ -87,6 +88,7 @@ class Look:
     saturated: float | None = None
     saturated_data: float = 0.0
     variation: float | None = None
+    latent_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -292,11 +294,12 @@ def look_at(items: list[Mapping[str, Any]], value_range: tuple[float, float], mo
     def ends(images: list[torch.Tensor]) -> float:
         return float(torch.cat([((x <= low + edge) | (x >= high - edge)).float().flatten() for x in images]).mean())
 
-    saturated = variation = None
+    saturated = variation = latent_size = None
     if model is not None:
         device = next(model.parameters()).device
         decoded = [model.decode(model.encode(x[None].to(device)))[0].float().cpu() for x in xs]
         saturated = ends(decoded)
+        latent_size = model.encode(xs[0][None].to(device)).shape[1:].numel()
         if len({x.shape for x in xs}) == 1 and len(xs) > 1:
             spreads = [float(torch.stack(images).std(0).mean()) for images in (decoded, xs)]
             variation = spreads[0] / spreads[1] if spreads[1] > 0 else None
@@ -310,4 +313,5 @@ def look_at(items: list[Mapping[str, Any]], value_range: tuple[float, float], mo
         saturated=saturated,
         saturated_data=ends(xs),
         variation=variation,
+        latent_size=latent_size,
     )
