@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 #: Up to so many files, ``verify: auto`` decodes every one.
 FULL_UP_TO = 10_000
 _PROGRESS_FROM = 500
+_BLOCK = 1024
 
 #: What was found in files that have not changed since, by path, size, time of change and how they were looked at.
 _known: dict[tuple[Any, ...], Header] = {}
@@ -92,14 +93,20 @@ def check_images(
     options = options or ReadOptions()
     full = verify == "full" or (verify == "auto" and len(names) <= FULL_UP_TO)
 
+    shared: dict[Header, Header] = {}
+
     def look(index: int) -> Header | str:
         try:
-            return check_image(open_image(index), names[index], options, full=full)
+            header = check_image(open_image(index), names[index], options, full=full)
+            return shared.setdefault(header, header)  # images of one kind share one
         except (ValueError, OSError) as error:
             return str(error)
 
     with ThreadPoolExecutor(max_workers=min(8, 2 * (os.cpu_count() or 1))) as pool:
-        results = list(_progress(pool.map(look, range(len(names))), len(names), "Checking" if full else "Listing"))
+        # In blocks: a task for each of a million images would take more memory than what is known of them.
+        blocks = (range(start, min(start + _BLOCK, len(names))) for start in range(0, len(names), _BLOCK))
+        found = (result for block in blocks for result in pool.map(look, block))
+        results = list(_progress(found, len(names), "Checking" if full else "Listing"))
     skipped = [(names[i], result) for i, result in enumerate(results) if isinstance(result, str)]
     kept = [i for i, result in enumerate(results) if isinstance(result, Header)]
     if skipped and (on_error == "stop" or not kept):

@@ -40,7 +40,7 @@ class ReadOptions:
         return cls(config.input_range, config.clip, config.channel_axis, config.pages_as_channels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """What an image file says about itself before its pixels are decoded, and what it takes to write another like it.
 

@@ -131,7 +131,7 @@ def expand_braces(pattern: str) -> list[str]:
     return [result for c in choices for result in expand_braces(pattern[: group.start()] + c + pattern[group.end() :])]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file inside a shard.
 

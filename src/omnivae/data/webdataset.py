@@ -29,7 +29,7 @@ _LABEL_SUFFIX = "cls"
 _PROGRESS_FROM = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Sample:
     """The members of one sample that are used."""
 
