@@ -1,4 +1,4 @@
-"""Measure everything in under five minutes: ``python -m benchmarks [--only inference|training]``.
+"""Measure everything in under five minutes: ``python -m benchmarks [--only inference|training|encode]``.
 
 Prints Markdown tables and writes ``benchmarks/results/latest.json``. Meant for a machine that does nothing else.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import inference, training
+from benchmarks import encode, inference, training
 from benchmarks.common import DEVICE, Row, interleave, machine, medians, table
 from benchmarks.plain import plain
 from omnivae.recipes.transvae import TransVAE
@@ -53,7 +53,7 @@ def kept_memory(rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=["inference", "training"], help="measure one part")
+    parser.add_argument("--only", choices=["inference", "training", "encode"], help="measure one part")
     parser.add_argument("--rounds", type=int, default=3, help="repeats of each measurement (the median counts)")
     parser.add_argument("--budget", type=float, default=90, help="seconds for the repeats of each part, roughly")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file")
@@ -61,7 +61,7 @@ def main() -> None:
     begun = time.perf_counter()
     print(json.dumps(machine(), indent=1), flush=True)
     results = Results()
-    kept = kept_memory(options.rounds)
+    kept = kept_memory(options.rounds) if options.only != "encode" else {}
     if kept:
         results.more["keeping freed memory in the process"] = kept
         print("\ndecode, freed memory kept in the process against glibc's defaults:")
@@ -74,14 +74,14 @@ def main() -> None:
         results.rows += rows
         print("\n" + table(rows), flush=True)
 
-    if options.only != "training":
-        rows, errors = inference.run(options.rounds, options.budget)
-        show(rows)
+    if options.only in (None, "inference"):
+        measured, errors = inference.run(options.rounds, options.budget)
+        show(measured)
         results.more["relative RMSE against plain fp32"] = errors
         print("\nrelative RMSE against plain fp32:")
         for name, value in errors.items():
             print(f"- {name}: {value:.1e}", flush=True)
-    if options.only != "inference":
+    if options.only in (None, "training"):
         show(training.steps(options.rounds, options.budget))
         curves = training.loss_curves()
         results.more["loss curves"] = curves
@@ -92,6 +92,11 @@ def main() -> None:
         for name, value in overhead["ms_per_step"].items():
             more = overhead["overhead"].get(name)
             print(f"- {name}: {value:.2f} ms" + ("" if more is None else f" ({more:+.0%})"), flush=True)
+
+    if options.only in (None, "encode"):
+        rows = encode.run()
+        results.more["encode"] = rows
+        print("\nomnivae encode, images of 64x64, shards of 8 MiB:\n" + encode.table(rows), flush=True)
 
     seconds = time.perf_counter() - begun
     written = {"machine": machine(), "seconds": seconds, **results.more}
