@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from typing import Literal, cast, get_args
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from omnivae.training.precision import Guard, sample_calls, to_float16
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "bf16", "16", "32"]
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -76,6 +79,8 @@ def for_inference(
                 if parameter.ndim in _LAYOUT and isinstance(module, nn.modules.conv._ConvNd):
                     parameter.data = parameter.data.contiguous(memory_format=_LAYOUT[parameter.ndim])
     if precision == "16":
+        if device.type == "cpu":
+            log.warning("float16 on a CPU is emulated and slow; bf16 or 32 give the same pictures sooner")
         for name, calls in sample_calls(model, networks, sample).items():
             to_float16(networks[name], name, calls)
     elif precision == "bf16" or (precision == "auto" and native_bf16(device)):
