@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from omnivae.files import write_atomic
 from omnivae.metrics import Comparison, compare
 
 
@@ -46,9 +47,7 @@ def compare_cards(
     if json is not None:
         comparison.to_json(json)
     if png is not None:
-        from omnivae.models.storage import write_atomic
         from omnivae.report.differences import difference_picture
 
-        Path(png).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(Path(png), difference_picture(comparison))
     return comparison

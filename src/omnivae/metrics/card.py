@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from omnivae.files import write_atomic
 from omnivae.metrics.registry import Metric
 
 #: Version of the card's layout.
@@ -154,16 +154,7 @@ def write_json(path: Path, content: Any) -> Path:
     Returns:
         The path.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w") as file:
-            file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     return path
 
 
