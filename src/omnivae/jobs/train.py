@@ -166,6 +166,8 @@ def train(
     """
     directory = Path(output)
     if not launched() and num_processes(config.training) > 1:
+        if not accept_changes:
+            check_output(directory, config)
         wanted = {"progress": progress, "report": report, "accept_changes": accept_changes}
         return train_in_processes(config, directory, wanted)
     with joined(config.training):

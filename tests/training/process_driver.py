@@ -1,0 +1,201 @@
+"""What each process of the tests of several processes does: ``python process_driver.py DIRECTORY SCENARIO ...``.
+
+The tests run the same scenarios in one process and compare.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from training_toys import Images, run, toy_model
+
+from omnivae.distributions import DiagonalGaussian
+from omnivae.likelihoods import GaussianLikelihood
+from omnivae.losses import GAN, KL, L1, NLL
+from omnivae.training.distributed import joined, launched, together, world
+from omnivae.training.module import VAEModule
+
+SETTINGS = {
+    "max_steps": 8,
+    "validate_every": 4,
+    "checkpoint_every": 3,
+    "gradient_clip": 0.5,
+    "val_images": 66,
+    "ema": 0.9,
+}
+
+
+class Asked(Images):
+    """Images in the default type of numbers; remembers which were asked for."""
+
+    def __init__(self, n=24, seed=0):
+        super().__init__(n, seed)
+        self.asked = []
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return {"x": self.x[index].to(torch.get_default_dtype())}
+
+
+def losses(name):
+    if name == "nll":
+        return {"nll": NLL(), "kl": KL(weight=0.5)}
+    if name == "gan":
+        # Balanced by gradients, and starting late: what has a gradient changes on the way.
+        gan = GAN(weight=0.5, channels=4, num_layers=1, start_step=3, discriminator_learning_rate=1e-3)
+        return {"l1": L1(per_element=True), "kl": KL(weight=0.1), "gan": gan}
+    return {"l1": L1(), "kl": KL(weight=0.1)}
+
+
+def model(seed=0, norm="none"):
+    # The scale of this likelihood has no gradient where nothing but L1 looks at the images.
+    torch.manual_seed(seed)
+    result = toy_model(norm, likelihood=GaussianLikelihood("learned"), value_range=(-1, 1))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return result.to(torch.get_default_dtype())
+
+
+class Gradients:
+    """Keeps every step's gradients while it is open, and switches noise and batch statistics off."""
+
+    def __enter__(self):
+        self.steps = []
+        self.saved = VAEModule.on_before_optimizer_step, DiagonalGaussian.rsample, torch.nn.BatchNorm2d.forward
+        before = self.saved[0]
+
+        def keep(module, optimizer):
+            found = [(n, p.grad.clone()) for n, p in module.named_parameters() if p.grad is not None]
+            self.steps.append(dict(found))
+            before(module, optimizer)
+
+        VAEModule.on_before_optimizer_step = keep
+        DiagonalGaussian.rsample = lambda q, k=1: (q.mean[None], None)
+        torch.nn.BatchNorm2d.forward = lambda n, x: x * n.weight[:, None, None] + n.bias[:, None, None]
+        return self
+
+    def __exit__(self, *error):
+        VAEModule.on_before_optimizer_step, DiagonalGaussian.rsample, torch.nn.BatchNorm2d.forward = self.saved
+
+
+def equal(directory, name, **settings):
+    """A run without noise, to be compared with that of one process."""
+    train = Asked()
+    # The discriminator is built by the run.
+    torch.set_default_dtype(torch.float64)
+    with Gradients() as kept:
+        # Every process starts from other weights; rank 0's are the run's.
+        run(
+            directory, model(seed=world().rank), losses(name), train=train, val=Asked(66, seed=1), **SETTINGS | settings
+        )
+    torch.set_default_dtype(torch.float32)
+    torch.save(kept.steps, directory / f"gradients-{world().rank}.pt")
+    (directory / f"asked-{world().rank}.json").write_text(json.dumps(train.asked))
+
+
+def noisy(directory):
+    """A run with noise and batch normalisation; every process leaves its last noise and its state behind."""
+    drawn = []
+    rsample = DiagonalGaussian.rsample
+
+    def keep(q, k=1):
+        z, log_q = rsample(q, k)
+        # Before it starts, a run of several processes tries a batch out in evaluation mode.
+        if trained.training:
+            drawn.append(((z[0] - q.mean) / (0.5 * q.logvar).exp()).detach())
+        return z, log_q
+
+    DiagonalGaussian.rsample = keep
+    trained = model(norm="batch")
+    run(directory, trained, losses("nll"), train=Asked(), **SETTINGS | {"val_images": 1})
+    DiagonalGaussian.rsample = rsample
+    torch.save({"noise": drawn, "state": trained.state_dict()}, directory / f"end-{world().rank}.pt")
+
+
+def stopped(directory):
+    """A run that rank 1 alone is asked to stop, and that is then continued."""
+
+    def train(images):
+        return run(directory, model(norm="batch"), losses("gan"), train=images, val=Asked(66, seed=1), **SETTINGS)[0]
+
+    class Signals(Asked):
+        def __getitem__(self, index):
+            if len(self.asked) == 10 and world().rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__getitem__(index)
+
+    first, second = train(Signals()), train(Asked())
+    result = [first.step, first.stopped_by, second.step, second.stopped_by]
+    (directory / f"results-{world().rank}.json").write_text(json.dumps(result))
+
+
+def whole(directory):
+    """The run of ``stopped`` and ``lost``, left alone."""
+    run(directory, model(norm="batch"), losses("gan"), train=Asked(), val=Asked(66, seed=1), **SETTINGS)
+
+
+def lost(directory):
+    """The same run; the first time the process of rank 1 is killed while it reads the images of the sixth step."""
+
+    class Killed(Asked):
+        def __getitem__(self, index):
+            if len(self.asked) == 11 and world().rank == 1 and not (directory / "killed").exists():
+                (directory / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    run(directory, model(norm="batch"), losses("gan"), train=Killed(), val=Asked(66, seed=1), **SETTINGS)
+
+
+def refused(directory):
+    """Something that rank 1 alone refuses: both end, and only rank 1 says why."""
+
+    def work():
+        if world().rank == 1:
+            raise ValueError("rank 1 does not like it")
+
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        together(work)
+        said = "nothing"
+    except (ValueError, SystemExit) as error:
+        said = f"{type(error).__name__}: {error}"
+    (directory / f"said-{world().rank}.json").write_text(json.dumps(said))
+
+
+SCENARIOS = {
+    "refused": refused,
+    "nll": lambda d: equal(d, "nll", accumulate=2),
+    "l1": lambda d: equal(d, "l1"),
+    "gan": lambda d: equal(d, "gan"),
+    "noisy": noisy,
+    "stopped": stopped,
+    "whole": whole,
+    "lost": lost,
+}
+
+
+def main(root, names):
+    from omnivae.training import TrainingConfig
+    from omnivae.training.distributed import first_to_report
+
+    torch.set_num_threads(1)
+    try:
+        with joined(TrainingConfig(batch_size=4)):
+            for name in names:
+                SCENARIOS[name](Path(root) / name)
+    except Exception as error:
+        first_to_report(error)
+        if not isinstance(error, ChildProcessError):
+            raise
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    assert launched()
+    main(sys.argv[1], sys.argv[2:])
