@@ -15,6 +15,11 @@ def idx(array):
     return magic.to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
 
 
+def folder(parent, name):
+    (parent / name).mkdir()
+    return parent / name
+
+
 def write_mnist(folder, *, zipped=True, train=20, test=6):
     random = np.random.default_rng(0)
     arrays = {}
@@ -83,6 +88,7 @@ def test_wrong_magic_and_counts(tmp_path):
 
 
 def test_cifar10_is_recognised_and_split(tmp_path):
+    tmp_path = folder(tmp_path, "cifar10")
     write_cifar10(tmp_path)
     splits = load_data(DataConfig(str(tmp_path)), value_range=(0.0, 1.0))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (9, 1, 5)
@@ -97,6 +103,7 @@ def test_cifar10_is_recognised_and_split(tmp_path):
 
 
 def test_cifar10_errors(tmp_path):
+    tmp_path = folder(tmp_path, "cifar10")
     with pytest.raises(FileNotFoundError, match=r"no train\*\.parquet in"):
         load_data(DataConfig(str(tmp_path), format="cifar10"))
     write_cifar10(tmp_path, counts=(("train", 3),))
@@ -108,3 +115,47 @@ def test_cifar10_errors(tmp_path):
     pq.write_table(pa.table({"pixels": [1, 2]}), tmp_path / "test.parquet")
     with pytest.raises(ValueError, match=r"test\.parquet is not a Parquet file with columns image"):
         load_data(DataConfig(str(tmp_path)))
+
+
+def test_every_image_of_cifar10_is_checked(tmp_path):
+    tmp_path = folder(tmp_path, "cifar10")
+    write_cifar10(tmp_path)
+    rows = pq.read_table(tmp_path / "test.parquet").to_pylist()
+    rows[3]["image"]["bytes"] = rows[3]["image"]["bytes"][:-20]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=r"1 of 15 images is not usable: cifar10/test/00003 is damaged"):
+        load_data(DataConfig(str(tmp_path)))
+
+
+def test_binary_cifar10_by_path(tmp_path):
+    random = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        rows = random.integers(0, 256, (3, 3073), dtype=np.uint8)
+        rows[:, 0] %= 10
+        rows.tofile(tmp_path / name)
+    splits = load_data(DataConfig(str(tmp_path)), value_range=(0.0, 1.0))
+    assert (len(splits.train) + len(splits.val), len(splits.test), splits.image_size, splits.channels) == (
+        15,
+        3,
+        (32, 32),
+        3,
+    )
+    number = int(splits.test.keys[0].rsplit("/", 1)[1])
+    assert np.array_equal((splits.test[0]["x"] * 255).round().byte().numpy(), rows[number, 1:].reshape(3, 32, 32))
+    (tmp_path / "data_batch_4.bin").write_bytes(b"x" * 5000)
+    with pytest.raises(ValueError, match=r"data_batch_4\.bin has 5000 bytes; expected images of 3073 each"):
+        load_data(DataConfig(str(tmp_path)))
+    (tmp_path / "data_batch_4.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no data_batch_4\.bin"):
+        load_data(DataConfig(str(tmp_path)))
+
+
+def test_fashion_mnist_is_told_by_its_folder_or_its_format(tmp_path):
+    for name, form, classes in (
+        ("fashion-mnist", "auto", "T-shirt/top"),
+        ("digits-of-mine", "auto", "0"),
+        ("unlabelled", "fashion-mnist", "T-shirt/top"),
+        ("FashionMNIST", "mnist", "0"),
+    ):
+        write_mnist(folder(tmp_path, name))
+        assert load_data(DataConfig(str(tmp_path / name), format=form)).classes[0] == classes

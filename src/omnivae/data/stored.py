@@ -17,7 +17,7 @@ from omnivae.data.header import Header, ReadOptions
 from omnivae.data.images import read_header, read_image
 from omnivae.data.naming import members_by_split
 from omnivae.data.shards import TarBytes, shard_permutation
-from omnivae.data.sources import Found, ImageSource, Split
+from omnivae.data.sources import Found, ImageSource, Split, file_fingerprint
 
 #: What the last check of this process found, by what was looked at and how.
 _known: dict[tuple[Any, ...], Checked] = {}
@@ -152,6 +152,11 @@ class StoredSource(ImageSource):
             with blob.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(blob).hexdigest()
+
+    def fingerprint(self, index: int) -> str:
+        """See :meth:`ImageSource.fingerprint`."""
+        blob = self.collection.blobs[int(self.rows[index])]
+        return file_fingerprint(blob) if isinstance(blob, Path) else self.content_hash(index)[:16]
 
     def stored_sizes(self, indices: Sequence[int]) -> list[int] | None:
         """Return the length in bytes of images, where that is known without reading them."""
