@@ -111,6 +111,11 @@ def test_both_losses_rising_is_no_overfitting():
     assert found(record, "overfitting") == []
 
 
+def test_a_validation_loss_below_the_training_loss_is_no_overfitting():
+    record = healthy(**{"val/total": OVERFIT - 100})
+    assert found(record, "overfitting") == []
+
+
 def test_noise_of_the_validation_is_no_overfitting():
     for seed in range(20):
         flat = 40 + np.concatenate([[20, 10, 4, 2], noise(0.5, 6, seed)])

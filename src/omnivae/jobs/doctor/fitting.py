@@ -39,6 +39,8 @@ def overfitting(record: Record) -> Iterator[Finding]:
     if not train.values[-1] < at_best:
         return  # both rise: that is no overfitting
     gap = float(val.values[-1] - train.values[-1])
+    if gap <= 0:
+        return  # what was learnt by heart is better known than what was not
     yield Finding(
         "overfitting",
         "warning",
