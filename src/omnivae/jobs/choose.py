@@ -25,6 +25,7 @@ def choose_for(data: DataConfig) -> dict[str, Any]:
     Raises:
         ValueError: for data that cannot be trained on.
     """
+    side = None
     try:
         splits = load_data(data)
     except ValueError as error:
@@ -33,11 +34,11 @@ def choose_for(data: DataConfig) -> dict[str, Any]:
         # Pictures of several sizes: look at them squared; the side to train on is chosen from their true sizes.
         splits = load_data(replace(data, image_size=2 * SMALL))
         side = choose_image_size(splits)
-        return {**choose(load_data(replace(data, image_size=side))), "data": {"image_size": side}}
-    chosen = choose(splits)
     if data.image_size is None and max(splits.native.max_size) > SMALL:
-        chosen["data"] = {"image_size": choose_image_size(splits)}
-    return chosen
+        side = choose_image_size(splits)
+    if side is None:
+        return choose(splits)
+    return {**choose(load_data(replace(data, image_size=side))), "data": {"image_size": side}}
 
 
 def choose(splits: DataSplits) -> dict[str, Any]:
