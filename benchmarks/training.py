@@ -21,7 +21,7 @@ from omnivae.losses import KL, NLL
 from omnivae.recipes.convolutional import conv_vae, kl_autoencoder
 from omnivae.recipes.transvae import TransVAE
 from omnivae.training.config import TrainingConfig
-from omnivae.training.fit import fit
+from omnivae.training.loop import fit
 from omnivae.training.module import VAEModule
 
 Step = Callable[[], Tensor]

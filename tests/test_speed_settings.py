@@ -15,7 +15,7 @@ from omnivae.recipes.transvae import TransVAE
 from omnivae.training import device
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import for_inference, keep_freed_memory, native_bf16
-from omnivae.training.fit import resolve_precision
+from omnivae.training.loop import resolve_precision
 from omnivae.training.module import VAEModule
 
 #: Relative RMSE of bfloat16 outputs, as promised in the documentation of for_inference.

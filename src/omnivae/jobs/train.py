@@ -23,7 +23,7 @@ from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.models.storage import load_exactly
 from omnivae.recipes import RECIPES
-from omnivae.training import CHECKPOINTS, FitResult, fit
+from omnivae.training import CHECKPOINTS, FitResult
 from omnivae.training.distributed import (
     RESULT,
     first_on_each_machine,
@@ -177,6 +177,8 @@ def train(
 
 
 def _train(config: RunConfig, directory: Path, *, progress: bool, report: bool, accept_changes: bool) -> FitResult:
+    from omnivae.training import fit
+
     # Of several processes rank 0 alone looks at the directory and writes into it.
     first = world().rank == 0
     together(lambda: check_output(directory, config, accept_changes=accept_changes) if first else None)

@@ -1,9 +1,29 @@
-"""Training: one LightningModule, its callbacks, and ``fit``."""
+"""Training: one LightningModule, its callbacks, and ``fit``.
 
-from omnivae.training.callbacks import CHECKPOINTS
-from omnivae.training.config import TrainingConfig
-from omnivae.training.fit import FitResult, fit
-from omnivae.training.flight import replay
-from omnivae.training.module import VAEModule, check
+Names are loaded when they are first used: importing Lightning takes seconds, which commands that do not train need not wait.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omnivae.training.config import TrainingConfig
+    from omnivae.training.flight import replay
+    from omnivae.training.loop import fit
+    from omnivae.training.module import VAEModule, check
+    from omnivae.training.result import CHECKPOINTS, FitResult
 
 __all__ = ["CHECKPOINTS", "FitResult", "TrainingConfig", "VAEModule", "check", "fit", "replay"]
+
+_MODULES = {
+    "CHECKPOINTS": "result", "FitResult": "result", "TrainingConfig": "config", "VAEModule": "module", "check": "module",
+    "fit": "loop", "replay": "flight",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -21,19 +21,26 @@ from torch import Tensor, nn
 from omnivae.files import write_atomic
 from omnivae.training.checkpoint_io import SUFFIX
 from omnivae.training.distributed import CHECKPOINT, SUPERVISOR, asks_at, gather, largest, mean_rows, note, several
-from omnivae.training.ema import Ema
+from omnivae.training.result import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-METRICS, KL_DIMENSIONS, CHECKPOINTS = "metrics.csv", "kl_per_dimension.csv", "checkpoints"
+METRICS, KL_DIMENSIONS = "metrics.csv", "kl_per_dimension.csv"
 
 
 def averaged_model(trainer: pl.Trainer, module: Any) -> nn.Module:
-    """Return the model to look at: the moving average where there is one, else the weights being trained."""
+    """Return the model to look at: the moving average where there is one, else the weights being trained.
+
+    Every process must ask; of a divided model rank 0 gets the weights.
+
+    Args:
+        trainer: the trainer.
+        module: the module that is trained.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Ema):
-            return callback.model
-    return module.vae
+        if hasattr(callback, "averaged"):
+            return callback.averaged(module)
+    return module.whole_model()
 
 
 class Table:
@@ -250,8 +257,9 @@ class Checkpoints(pl.Callback):
                 # A run continued from here must find the rows of every step before.
                 callback.flush(trainer)
         trainer.save_checkpoint(self.directory / f"last{SUFFIX}")
+        model = averaged_model(trainer, pl_module)
         if trainer.is_global_zero:
-            self._save_model(averaged_model(trainer, pl_module))
+            self._save_model(model)
         self._saved = trainer.global_step
         note(CHECKPOINT, self._saved)
 
@@ -269,9 +277,11 @@ class Pictures(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draw where it is time; the random stream of the training is left where it was."""
-        if trainer.global_step % self.every or trainer.fit_loop._should_accumulate() or not trainer.is_global_zero:
+        if trainer.global_step % self.every or trainer.fit_loop._should_accumulate():
             return
         model = averaged_model(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
         was_training = model.training
         with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
             torch.manual_seed(0)

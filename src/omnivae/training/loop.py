@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from omnivae.losses import AdaptiveLoss, Loss
 from omnivae.training.autocast import HalfPrecision
-from omnivae.training.callbacks import CHECKPOINTS, Checkpoints, GracefulStop, Pictures, RunLog
+from omnivae.training.callbacks import Checkpoints, GracefulStop, Pictures, RunLog
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read_tree
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
@@ -40,32 +40,14 @@ from omnivae.training.module import VAEModule
 from omnivae.training.opponents import Opponents, has_opponent
 from omnivae.training.order import EpochView, StepOrder, UnreadableData, ValidationOrder
 from omnivae.training.progress import Progress
+from omnivae.training.result import CHECKPOINTS, FitResult
+from omnivae.training.sharded import ShardedEma, ShardedModule, check_sharded
 from omnivae.training.strategies import AverageStatistics, trainer_arguments
 
 log = logging.getLogger(__name__)
 
 #: Largest batch in validation: the same for any number of processes, and small enough for each of them.
 VALIDATION_BATCH = 32
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a run ended.
-
-    Attributes:
-        step: optimiser steps done.
-        total_steps: optimiser steps asked for.
-        stopped_by: name of the signal that stopped it, or ``None``.
-    """
-
-    step: int
-    total_steps: int
-    stopped_by: str | None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every step was done."""
-        return self.step >= self.total_steps
 
 
 def fit(
@@ -111,6 +93,10 @@ def fit(
     """
     place = world()
     check_world(config, place)
+    sharded = config.strategy == "fsdp"
+    if sharded:
+        check_sharded(config, losses)
+        config = replace(config, compile=False, channels_last=False)
     join(place)
     if place.rank == 0:
         directory.mkdir(parents=True, exist_ok=True)
@@ -133,7 +119,8 @@ def fit(
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()  # type: ignore[operator]
     steps_per_epoch = max(1, order.batches_per_epoch // config.accumulate)
-    module = VAEModule(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    kind = ShardedModule if sharded else VAEModule
+    module = kind(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     # Weights that were not drawn from a common seed become common here, before anything is copied from them.
     copy_from_rank_zero(module.state_dict().values())
     # Ten points make a curve: a short run validates and draws more often than it saves.
@@ -144,7 +131,7 @@ def fit(
     if any(has_opponent(loss) for loss in losses.values()):
         callbacks.append(Opponents(losses, config.learning_rate))
     callbacks += [AverageStatistics()] if place.size > 1 else []
-    callbacks += [Ema(config.ema)] if config.ema else []
+    callbacks += [(ShardedEma if sharded else Ema)(config.ema)] if config.ema else []
     recorder = FlightRecorder(directory)
     callbacks += [HalfPrecision(), RunLog(directory, config.log_every), recorder, stop]
     if progress:
