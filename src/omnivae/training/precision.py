@@ -8,6 +8,7 @@ fault in float32 from then on.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ class Guard:
         #: Whether results are looked at.
         self.active = True
         network.guard = self  # type: ignore[assignment]
+        _leave_to_python()
         self._own = [network.register_forward_pre_hook(self._before), network.register_forward_hook(self._after)]
 
     def keep(self, names: Iterable[str], wide: Iterable[str] = (), *, wide_input: bool = False) -> None:
@@ -81,7 +83,6 @@ class Guard:
 
     # -- around every call
 
-    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not self._all_float32:
             self._args = args
@@ -89,7 +90,6 @@ class Guard:
             return tuple(lower(a, torch.float32) for a in args)
         return args if self._wide_input else tuple(lower(a, self.dtype) for a in args)
 
-    @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._all_float32 or not self.active:
             return output
@@ -152,6 +152,13 @@ class Guard:
 
     def _leave_wide(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return output
+
+
+@functools.cache
+def _leave_to_python() -> None:
+    """Exclude the guards' hooks from compilation; when first needed, because the compiler takes seconds to import."""
+    for name in ("_before", "_after"):
+        setattr(Guard, name, torch.compiler.disable(getattr(Guard, name)))
 
 
 def to_float16(network: nn.Module, name: str, calls: Sequence[tuple[Any, ...]]) -> Guard:
