@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from training_toys import Images, run, toy_model
 
 from omnivae.distributions import DiagonalGaussian
@@ -18,6 +19,7 @@ from omnivae.losses import GAN, KL, L1, NLL
 from omnivae.training.distributed import joined, launched, together, world
 from omnivae.training.module import VAEModule
 
+ONE = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
 SETTINGS = {
     "max_steps": 8,
     "validate_every": 4,
@@ -88,14 +90,30 @@ def equal(directory, name, **settings):
     train = Asked()
     # The discriminator is built by the run.
     torch.set_default_dtype(torch.float64)
+    # Every process starts from other weights; rank 0's are the run's.
+    trained = model(seed=world().rank)
     with Gradients() as kept:
-        # Every process starts from other weights; rank 0's are the run's.
-        run(
-            directory, model(seed=world().rank), losses(name), train=train, val=Asked(66, seed=1), **SETTINGS | settings
-        )
+        run(directory, trained, losses(name), train=train, val=Asked(66, seed=1), **SETTINGS | settings)
     torch.set_default_dtype(torch.float32)
-    torch.save(kept.steps, directory / f"gradients-{world().rank}.pt")
+    share = [p.to_local() if isinstance(p, DTensor) else p for p in trained.parameters()]
+    (directory / f"share-{world().rank}.json").write_text(json.dumps(sum(p.numel() for p in share)))
+    if settings.get("strategy") != "fsdp":
+        torch.save(kept.steps, directory / f"gradients-{world().rank}.pt")
     (directory / f"asked-{world().rank}.json").write_text(json.dumps(train.asked))
+
+
+def sharded(directory):
+    """The GAN's run in shards: stopped after six steps and continued, or left alone, or continued undivided."""
+    settings = {"strategy": "fsdp", "draw_every": 4}
+
+    def draw(trained, step):
+        (directory / f"drawn-{step}.json").write_text(json.dumps(trained(ONE.double()).reconstruction.sum().item()))
+
+    equal(directory / "whole", "gan", **settings, draw=draw)
+    equal(directory / "parts", "gan", **settings | {"max_steps": 6})
+    equal(directory / "parts", "gan", **settings)
+    equal(directory / "undivided", "gan", **settings | {"max_steps": 6})
+    equal(directory / "undivided", "gan")
 
 
 def noisy(directory):
@@ -173,6 +191,7 @@ SCENARIOS = {
     "nll": lambda d: equal(d, "nll", accumulate=2),
     "l1": lambda d: equal(d, "l1"),
     "gan": lambda d: equal(d, "gan"),
+    "sharded": sharded,
     "noisy": noisy,
     "stopped": stopped,
     "whole": whole,

@@ -22,6 +22,7 @@ from omnivae.training import TrainingConfig
 from omnivae.training import distributed as dist
 from omnivae.training.launch import launch
 from omnivae.training.order import ValidationOrder
+from omnivae.training.sharded import check_sharded
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes end by signals here")
 
@@ -64,7 +65,7 @@ def in_two(directory, *scenarios):
 def two(tmp_path_factory):
     """Every scenario in two processes, one after the other."""
     directory = tmp_path_factory.mktemp("two")
-    in_two(directory, *COMPARED, "noisy", "stopped", "whole", "refused")
+    in_two(directory, *COMPARED, "sharded", "noisy", "stopped", "whole", "refused")
     return directory
 
 
@@ -300,6 +301,65 @@ def test_two_machines_by_torchrun(tmp_path):
     assert said[1][0] == ""
     assert "training, " not in said[1][1]
     assert len(last_checkpoint(output)["rng"]) == 2
+
+
+# -- in shards
+
+
+@pytest.mark.parametrize("how", ["whole", "parts", "undivided"])
+def test_a_divided_model_is_trained_like_a_whole_one(how, one, two):
+    """Left alone, continued, and continued without dividing it: the figures and weights of one process."""
+    left, right = rows(two / "sharded" / how), rows(one / "gan")
+    assert len(left) == len(right) == 10
+    for a, b in zip(left, right, strict=True):
+        assert {k: v for k, v in a.items() if k not in TIMED} == pytest.approx(
+            {k: v for k, v in b.items() if k not in TIMED}, rel=2e-5, abs=1e-7
+        )
+    found, expected = last_checkpoint(two / "sharded" / how), last_checkpoint(one / "gan")
+    assert found["global_step"] == expected["global_step"] == 8
+    # The same names and shapes: a checkpoint does not tell that the model was divided.
+    for part in ("state_dict", "current_model_state", "optimizer_states", "averaging_state", "callbacks"):
+        ours, theirs = tensors_of(found[part]), tensors_of(expected[part])
+        if part == "callbacks":
+            ours, theirs = ({k: v for k, v in t.items() if "Opponents" in k} for t in (ours, theirs))
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert torch.allclose(ours[key].double(), value.double(), rtol=2e-5, atol=1e-7), (part, key)
+
+
+def test_a_divided_model_really_is_divided_and_is_drawn_and_saved_as_a_whole(one, two):
+    sizes = [json.loads((two / "sharded" / "whole" / f"share-{rank}.json").read_text()) for rank in (0, 1)]
+    whole = sum(value.numel() for value in process_driver.model().parameters())
+    # The scale of the likelihood is a single number, which both have.
+    assert sum(sizes) == whole + 1
+    assert max(sizes) < 0.7 * whole
+    drawn = json.loads((two / "sharded" / "drawn-8.json").read_text())
+    average = process_driver.model()
+    state = last_checkpoint(one / "gan")["state_dict"]
+    average.load_state_dict({k.removeprefix("vae."): v.float() for k, v in state.items() if k.startswith("vae.")})
+    with torch.no_grad():
+        assert average.eval()(process_driver.ONE).reconstruction.sum().item() == pytest.approx(drawn, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"compile": True}, r"training\.compile=True with training\.strategy=fsdp"),
+        ({"channels_last": True}, r"training\.channels_last=True with training\.strategy=fsdp"),
+        ({"precision": "16"}, r"training\.precision=16 with training\.strategy=fsdp; set it to bf16 or 32"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(settings, message):
+    check_sharded(TrainingConfig(strategy="fsdp"), process_driver.losses("gan"))
+    with pytest.raises(ValueError, match=message):
+        check_sharded(TrainingConfig(strategy="fsdp", **settings), {})
+
+
+def test_a_single_process_divides_nothing(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"training\.strategy=fsdp, which divides a model among several processes, in a si"
+    ):
+        run(tmp_path, strategy="fsdp")
 
 
 # -- refusals, and who is who

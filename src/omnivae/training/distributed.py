@@ -121,11 +121,10 @@ def check_world(config: TrainingConfig, place: World) -> None:
             f"got training.batch_size={config.batch_size} for {place.size} processes, which share it equally; expected a "
             f"multiple of {place.size}, such as {max(1, round(config.batch_size / place.size)) * place.size}"
         )
-    if config.strategy == "fsdp" and (place.size == 1 or not torch.cuda.is_available()):
-        have = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
+    if config.strategy == "fsdp" and place.size == 1:
         raise ValueError(
-            f"got training.strategy=fsdp, which shards a model over several GPUs, with {place.size} process(es) and {have}; "
-            "use ddp"
+            "got training.strategy=fsdp, which divides a model among several processes, in a single one; say training.devices, "
+            "start it with torchrun, or set training.strategy to auto"
         )
 
 

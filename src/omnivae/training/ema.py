@@ -5,6 +5,7 @@ Without the warm-up a short run's average would still be mostly the random initi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,22 +24,48 @@ class Ema(WeightAveraging):
         super().__init__(multi_avg_fn=self._update, use_buffers=True)
         self.decay = decay
 
-    @property
-    def model(self) -> nn.Module:
-        """The averaged model."""
+    def averaged(self, pl_module: Any) -> nn.Module:
+        """Return the averaged model.
+
+        Args:
+            pl_module: the module that is trained.
+        """
         assert self._average_model is not None, "the average exists only while training"
         return self._average_model.module.vae  # type: ignore[return-value]
 
     @torch.no_grad()
     def _update(self, averaged: Any, current: Any, num_averaged: Any) -> None:
-        n = float(num_averaged)
-        decay = min(self.decay, (1 + n) / (10 + n))
-        floating: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for a, c in zip(averaged, current, strict=True):
-            if a.dtype.is_floating_point:
-                floating[0].append(a)
-                floating[1].append(c)
-            else:
-                a.copy_(c)
-        if floating[0]:
-            torch._foreach_lerp_(floating[0], floating[1], 1 - decay)
+        lerp_all(averaged, current, warmed_up(self.decay, int(num_averaged)))
+
+
+def warmed_up(decay: float, count: int) -> float:
+    """Return the decay after ``count`` updates.
+
+    Args:
+        decay: in [0, 1).
+        count: updates made.
+
+    Example:
+        >>> warmed_up(0.9, 1), warmed_up(0.9, 1000)
+        (0.18181818181818182, 0.9)
+    """
+    return min(decay, (1 + count) / (10 + count))
+
+
+def lerp_all(averaged: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+    """Move averages towards the present values, in place; whole numbers are copied.
+
+    Args:
+        averaged: the averages.
+        current: as many, of the same shapes.
+        decay: share of the average that stays.
+    """
+    floating: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for a, c in zip(averaged, current, strict=True):
+        if a.dtype.is_floating_point:
+            floating[0].append(a)
+            floating[1].append(c)
+        else:
+            a.copy_(c)
+    if floating[0]:
+        torch._foreach_lerp_(floating[0], floating[1], 1 - decay)

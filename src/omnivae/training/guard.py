@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from omnivae.training.diagnosis import (
     CLAMPED_SHARE,
@@ -245,6 +246,4 @@ def _anywhere(bad: bool) -> bool:
 
 
 def _synchronises(module: nn.Module) -> bool:
-    return any(
-        isinstance(m, nn.SyncBatchNorm) or "FullyShardedDataParallel" in type(m).__name__ for m in module.modules()
-    )
+    return any(isinstance(m, (nn.SyncBatchNorm, FSDPModule)) for m in module.modules())

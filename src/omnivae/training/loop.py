@@ -264,6 +264,8 @@ class _quiet:
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        # Nothing here changes a network's output in place.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")
         self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
         self._levels = [logger.level for logger in self._loggers]
         for logger in self._loggers:

@@ -80,6 +80,10 @@ class VAEModule(pl.LightningModule):
         if self.channels_last:
             vae.to(memory_format=_layout(vae.dim))  # type: ignore[call-overload, arg-type]
 
+    def whole_model(self) -> nn.Module:
+        """Return the model with its present weights."""
+        return self.vae
+
     # -- steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -265,7 +269,7 @@ class VAEModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure the gradient norm before clipping, and keep a bad step away from the weights."""
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads) if grads else None
+        norm = self.gradient_norm(grads) if grads else None
         if norm is not None:
             self.scalars["train/grad_norm"] = norm
         rate = self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
@@ -279,6 +283,10 @@ class VAEModule(pl.LightningModule):
             self.last_output = None
         if self.config.on_nonfinite == "skip":
             self.scalars["train/skipped_updates"] = self.guard.skipped
+
+    def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        """Return the norm of all gradients together."""
+        return torch.nn.utils.get_total_norm(gradients)
 
     def configure_gradient_clipping(
         self,
@@ -296,15 +304,19 @@ class VAEModule(pl.LightningModule):
             norm = torch.as_tensor(self.scalars["train/grad_norm"])
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
 
+    @property
+    def fused(self) -> bool:
+        """Whether the optimiser may update all tensors at once, which is faster."""
+        # Gradient scaling (fp16) and clipping do not go together with an optimiser that unscales by itself.
+        return self.config.precision != "16"
+
     def configure_optimizers(self) -> Any:
         """Return AdamW (fused) with linear warm-up and a cosine or constant schedule."""
         config = self.config
         parameters = [p for p in self.parameters() if p.requires_grad]
         cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-        # Gradient scaling (fp16) and clipping do not go together with an optimiser that unscales by itself.
-        fused = config.precision != "16"
         optimizer = cls(
-            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused
+            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=self.fused
         )
         warmup = config.warmup(self.total_steps)
 

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from omnivae.training.config import TrainingConfig
 from omnivae.training.distributed import TIMEOUT, World, largest, several
 from omnivae.training.opponents import average_over_processes
+from omnivae.training.sharded import Sharded
 
 
 def trainer_arguments(config: TrainingConfig, place: World, reaches_all: Callable[[], bool]) -> dict[str, Any]:
@@ -31,11 +32,12 @@ def trainer_arguments(config: TrainingConfig, place: World, reaches_all: Callabl
     if place.size == 1:
         # Said explicitly: what a cluster's scheduler leaves in the environment must not turn one process into several.
         return {"accelerator": "auto", "devices": 1, "plugins": [LightningEnvironment()]}
+    strategy = Sharded(place.size) if config.strategy == "fsdp" else DataParallel(reaches_all)
     return {
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
         "devices": place.local_size,
         "num_nodes": place.size // place.local_size,
-        "strategy": DataParallel(reaches_all),
+        "strategy": strategy,
         "plugins": [TorchElasticEnvironment()],
         "sync_batchnorm": torch.cuda.is_available(),
     }
