@@ -22,7 +22,7 @@ NAMES = words("""
     GaussianPosterior LaplaceLikelihood Latent LatentDataset LinearSchedule PosteriorStore StandardNormal TransVAE
     VAEOutput beta_vae cnn_vae
     compare conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
-    to_config vit_vae
+    to_config vit_vae mixture_vae vamp_vae
 """)
 
 TRAIN = words("""
@@ -72,6 +72,12 @@ RECIPE_ARGUMENTS = {
     "swin_vae": """
         depths dims head_dim in_channels input_resolution latent_dim likelihood patch_size recipe value_range
         variant window_size
+    """,
+    "mixture_vae": """
+        channels image_size in_channels latent_dim likelihood num_components recipe value_range
+    """,
+    "vamp_vae": """
+        channels image_size in_channels latent_dim likelihood num_components recipe value_range
     """,
 }
 

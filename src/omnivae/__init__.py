@@ -17,7 +17,17 @@ from omnivae.metrics import compare, evaluate
 from omnivae.models import VAE
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
-from omnivae.recipes import TransVAE, beta_vae, cnn_vae, conv_vae, kl_autoencoder, swin_vae, vit_vae
+from omnivae.recipes import (
+    TransVAE,
+    beta_vae,
+    cnn_vae,
+    conv_vae,
+    kl_autoencoder,
+    mixture_vae,
+    swin_vae,
+    vamp_vae,
+    vit_vae,
+)
 from omnivae.types import Batch, Latent, VAEOutput
 
 __all__ = [
@@ -56,9 +66,11 @@ __all__ = [
     "kl_autoencoder",
     "kl_divergence",
     "load_data",
+    "mixture_vae",
     "preprocess_image",
     "save_image",
     "swin_vae",
     "to_config",
+    "vamp_vae",
     "vit_vae",
 ]

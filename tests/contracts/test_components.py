@@ -25,6 +25,8 @@ TOY = {
     "cnn_vae": {"latent_dim": 4, "depths": [1, 1, 1, 1, 1], "base_dims": [8, 8, 8, 8, 8]},
     "vit_vae": {"latent_dim": 4, "depth": 1, "width": 16, "head_dim": 8, "input_resolution": 32},
     "swin_vae": {"latent_dim": 4, "depths": [2, 2], "dims": [16, 16], "head_dim": 8, "window_size": 2, "patch_size": 2},
+    "mixture_vae": {"in_channels": 3, "image_size": 16, "latent_dim": 4, "channels": [4, 8], "num_components": 3},
+    "vamp_vae": {"in_channels": 3, "image_size": 16, "latent_dim": 4, "channels": [4, 8], "num_components": 3},
 }
 # More compositions of the same recipes; the contract is the same.
 VARIATIONS = {
@@ -48,7 +50,8 @@ VARIATIONS = {
     "kl_autoencoder/3d": ("kl_autoencoder", {**TOY["kl_autoencoder"], "dim": 3, "in_channels": 1}),
 }
 CASES = {name: (name, TOY.get(name)) for name in RECIPES} | VARIATIONS
-SPATIAL = [name for name in CASES if name not in ("conv_vae", "beta_vae", "conv_vae/3d", "conv_vae/1d")]
+VECTOR = ["conv_vae", "beta_vae", "mixture_vae", "vamp_vae"]
+SPATIAL = [name for name in CASES if name not in (*VECTOR, "conv_vae/3d", "conv_vae/1d")]
 
 
 def build(case, **overrides):
@@ -246,7 +249,7 @@ def test_any_size_comes_back(case, size):
     assert output.mean.shape[2:] == tuple(math.ceil(n / stride) for n in size)
 
 
-@pytest.mark.parametrize("case", ["conv_vae", "beta_vae"])
+@pytest.mark.parametrize("case", VECTOR)
 def test_vector_latents_say_how_large_an_image_may_be(case):
     model = build(case).eval()
     small = torch.full((2, model.in_channels, 9, 13), 0.5)
@@ -309,6 +312,9 @@ def loss_arguments(tmp_path_factory):
         "lpips": {"weights_path": str(folder / "alexnet.pth"), "network": "alex"},
         "vf": {"weights_path": str(folder / "vit.pth"), "model": vit},
         "gan": {"channels": 4, "num_layers": 2},
+        "factor": {"width": 8, "depth": 2},
+        "aae": {"width": 8, "depth": 1},
+        "tc": {"dataset_size": 8},
     }
 
 
@@ -316,9 +322,9 @@ def make_loss(name, loss_arguments, **arguments):
     return loss_classes()[name](**(loss_arguments.get(name, {}) | arguments))
 
 
-def loss_model():
-    # Large enough for LPIPS, with a latent that has positions for VF.
-    return build("conv_vae/spatial", image_size=32)
+def loss_model(name):
+    # Large enough for LPIPS, with a latent that has positions for VF where the loss is not about a vector.
+    return build("conv_vae" if name in ("aae", "dip", "factor", "tc") else "conv_vae/spatial", image_size=32)
 
 
 def loss_images(model, n=4):
@@ -328,7 +334,7 @@ def loss_images(model, n=4):
 
 @pytest.mark.parametrize("name", sorted(loss_classes()))
 def test_every_loss_trains(name, loss_arguments, tmp_path):
-    model = loss_model()
+    model = loss_model(name)
     losses = {name: make_loss(name, loss_arguments)}
     losses |= {other: make_loss(other, {}) for other in ("l1", "kl") if other != name}
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -343,12 +349,12 @@ def test_every_loss_is_an_unweighted_scalar_with_a_gradient(name, loss_arguments
     values = []
     for weight in (1.0, 7.0):
         torch.manual_seed(2)
-        model = loss_model().train()
+        model = loss_model(name).train()
         loss = make_loss(name, loss_arguments, weight=weight)
         # The trainer does these two: it tells a loss the value range and the model's shapes.
         VAEModule(model, {"l1": make_loss("l1", {}), "it": loss}, TrainingConfig(), total_steps=1, steps_per_epoch=1)
         x = loss_images(model)
-        output = model(x)
+        output = model(x, num_samples=loss.num_samples)
         # Near the reconstruction: MS-SSIM of images that have nothing in common is flat at 0.
         value = loss(output, {"x": output.reconstruction.detach() + 0.05 * x})
         assert value.shape == ()

@@ -247,7 +247,8 @@ class VAE(nn.Module, Component):
             n: number of images.
             size: their spatial size; needed where the latent is spatial and the model does not know its training size.
             cond: condition, ``[n, E]``.
-            temperature: multiplies the prior's standard deviation.
+            temperature: multiplies the prior's standard deviation; of a mixture that of every component, of a flow that of
+                its base.
             generator: source of randomness on the CPU, for samples that do not depend on the global seed.
 
         Returns:
@@ -266,18 +267,17 @@ class VAE(nn.Module, Component):
         shape = torch.Size((n, self.latent_dim, *self.latent_size(size)))
         prior = self.prior(shape, self.encode, cond)
         if generator is None:
-            z = prior.sample()
+            z = _draw(prior, temperature)
         else:
             # torch distributions take no generator: draw a seed from it and leave the global state untouched.
-            device = prior.mean.device
+            device = next((p.device for p in self.parameters()), torch.device("cpu"))
             seed = int(torch.randint(2**62, (1,), generator=generator))
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 if device.type == "cuda":
                     torch.cuda.manual_seed(seed)
                 else:
                     torch.default_generator.manual_seed(seed)
-                z = prior.sample()
-        z = prior.mean + temperature * (z - prior.mean)
+                z = _draw(prior, temperature)
         return self.decode(z, cond, size=size).clamp(*self.value_range)
 
     # -- three names for the stages of a latent: pixels, raw latents (what encode and decode speak), whitened latents
@@ -434,6 +434,13 @@ def _cast(x: Tensor, network: Any) -> Tensor:
     if parameter is None or torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(parameter.dtype)
+
+
+def _draw(prior: Distribution, temperature: float) -> Tensor:
+    # A density that is not one bell says for itself what a temperature does to it.
+    if hasattr(prior, "sample_at"):
+        return prior.sample_at(temperature)
+    return prior.mean + temperature * (prior.sample() - prior.mean)
 
 
 def _times(size: Sequence[int]) -> str:

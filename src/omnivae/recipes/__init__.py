@@ -5,6 +5,7 @@ from collections.abc import Callable
 from omnivae.models import VAE
 from omnivae.recipes.baselines import cnn_vae, vit_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
+from omnivae.recipes.priors import mixture_vae, vamp_vae
 from omnivae.recipes.transvae import TransVAE
 
 #: What ``model.recipe`` may name.
@@ -16,6 +17,19 @@ RECIPES: dict[str, Callable[..., VAE]] = {
     "cnn_vae": cnn_vae,
     "vit_vae": vit_vae,
     "swin_vae": swin_vae,
+    "mixture_vae": mixture_vae,
+    "vamp_vae": vamp_vae,
 }
 
-__all__ = ["RECIPES", "TransVAE", "beta_vae", "cnn_vae", "conv_vae", "kl_autoencoder", "swin_vae", "vit_vae"]
+__all__ = [
+    "RECIPES",
+    "TransVAE",
+    "beta_vae",
+    "cnn_vae",
+    "conv_vae",
+    "kl_autoencoder",
+    "mixture_vae",
+    "swin_vae",
+    "vamp_vae",
+    "vit_vae",
+]

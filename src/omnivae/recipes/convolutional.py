@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from omnivae.component import suggestion
@@ -11,8 +11,8 @@ from omnivae.models import VAE
 from omnivae.networks.conv import ConvDecoder, ConvEncoder, ConvNorm
 from omnivae.networks.kl import KLDecoder, KLEncoder
 from omnivae.networks.swin import SwinDecoder, SwinEncoder
-from omnivae.posteriors import GaussianPosterior
-from omnivae.priors import StandardNormal
+from omnivae.posteriors import GaussianPosterior, PosteriorHead
+from omnivae.priors import Prior, StandardNormal
 from omnivae.recipes.common import image_shape, likelihood_and_range
 
 #: variant -> (depths, dims) on each side, f16; sizes within 3 % of TransVAE's.
@@ -23,6 +23,55 @@ SWIN_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "huge": ((2, 2, 22), (384, 768, 1536)),
     "giant": ((2, 2, 22), (512, 1024, 2048)),
 }
+
+
+def conv_model(
+    make_posterior: Callable[[int, int, int], PosteriorHead],
+    make_prior: Callable[[], Prior],
+    *,
+    in_channels: int,
+    image_size: int | Sequence[int] | None,
+    latent_dim: int,
+    channels: Sequence[int],
+    dim: int,
+    norm: ConvNorm,
+    latent: Literal["vector", "spatial"],
+    likelihood: str | Likelihood,
+    value_range: Sequence[float] | None,
+) -> VAE:
+    """Return the convolutional stack of :func:`conv_vae` around any posterior and prior.
+
+    Args:
+        make_posterior: from the encoder's channels, the latent's channels and its number of spatial axes to a head.
+        make_prior: builds the prior.
+        in_channels: as for :func:`conv_vae`, like everything below.
+        image_size: edge length or size.
+        latent_dim: channels of z.
+        channels: output channels of each encoder stage.
+        dim: number of spatial axes of the images.
+        norm: "batch", "group" or "none".
+        latent: "vector" or "spatial".
+        likelihood: name or object.
+        value_range: lowest and highest pixel value.
+
+    Returns:
+        The model.
+    """
+    if latent not in ("vector", "spatial"):
+        raise ValueError(f"got latent={latent!r}; expected 'vector' or 'spatial'")
+    if latent == "vector" and image_size is None:
+        raise ValueError("got image_size=None with a vector latent; give the size, or set latent='spatial'")
+    size = None if image_size is None else image_shape(image_size, dim)
+    canvas = size if latent == "vector" else None
+    head, value_range = likelihood_and_range(likelihood, value_range)
+    encoder = ConvEncoder(in_channels, channels, dim, norm=norm, image_size=canvas)
+    posterior = make_posterior(encoder.out_channels, latent_dim, dim if canvas is None else 0)
+    num_parameters = head.num_parameters(in_channels)
+    decoder = ConvDecoder(latent_dim, num_parameters, tuple(channels)[::-1], dim=dim, norm=norm, image_size=canvas)
+    model = VAE(encoder, posterior, decoder, head, make_prior(), value_range=value_range, image_size=canvas)
+    if size is not None and canvas is None:
+        model.statistics = {"image_size": list(size)}
+    return model
 
 
 def conv_vae(
@@ -61,21 +110,19 @@ def conv_vae(
         >>> conv_vae(in_channels=1, image_size=28, latent_dim=8, likelihood="bernoulli").value_range
         (0.0, 1.0)
     """
-    if latent not in ("vector", "spatial"):
-        raise ValueError(f"got latent={latent!r}; expected 'vector' or 'spatial'")
-    if latent == "vector" and image_size is None:
-        raise ValueError("got image_size=None with a vector latent; give the size, or set latent='spatial'")
-    size = None if image_size is None else image_shape(image_size, dim)
-    canvas = size if latent == "vector" else None
-    head, value_range = likelihood_and_range(likelihood, value_range)
-    encoder = ConvEncoder(in_channels, channels, dim, norm=norm, image_size=canvas)
-    posterior = GaussianPosterior(encoder.out_channels, latent_dim, dim if canvas is None else 0)
-    num_parameters = head.num_parameters(in_channels)
-    decoder = ConvDecoder(latent_dim, num_parameters, tuple(channels)[::-1], dim=dim, norm=norm, image_size=canvas)
-    model = VAE(encoder, posterior, decoder, head, StandardNormal(), value_range=value_range, image_size=canvas)
-    if size is not None and canvas is None:
-        model.statistics = {"image_size": list(size)}
-    return model
+    return conv_model(
+        GaussianPosterior,
+        StandardNormal,
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        dim=dim,
+        norm=norm,
+        latent=latent,
+        likelihood=likelihood,
+        value_range=value_range,
+    )
 
 
 def beta_vae(

@@ -1,4 +1,4 @@
-"""Priors p(z)."""
+"""The base of the priors, and the standard normal."""
 
 from __future__ import annotations
 

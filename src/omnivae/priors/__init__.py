@@ -1,0 +1,7 @@
+"""Priors p(z)."""
+
+from omnivae.priors.base import Prior, StandardNormal
+from omnivae.priors.conditional import ConditionalGaussianPrior
+from omnivae.priors.mixture import MixturePrior, VampPrior
+
+__all__ = ["ConditionalGaussianPrior", "MixturePrior", "Prior", "StandardNormal", "VampPrior"]
