@@ -1,5 +1,6 @@
 """The check before a run: damaged files of each kind are named; values out of range too; the rest goes on when asked."""
 
+import contextlib
 import io
 import logging
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from omnivae.data import DataConfig, load_data
-from omnivae.data.checking import check_images
+from omnivae.data.checking import UnusableImages, check_images
 from omnivae.data.header import ReadOptions
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -67,6 +68,48 @@ def test_damaged_pixels_are_found_by_decoding(kind):
         data[at] ^= 0x5A
     with pytest.raises(ValueError, match=r"bad\.file is damaged and cannot be decoded"):
         check(bytes(data), "full")
+
+
+def with_exif(*, damaged):
+    exif = Image.Exif()
+    exif[271], exif[274] = "a camera", 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "WEBP", exif=exif)
+    header = {"header": (b"MM\0*", b"MMT*"), "orientation": (b"\1\x12\0\3", b"\1\x12\0\2")}[damaged]
+    assert buffer.getvalue().count(header[0]) == 1
+    return buffer.getvalue().replace(*header)
+
+
+def without_colours():
+    palette = Image.fromarray(PIXELS).convert("P")
+    buffer = io.BytesIO()
+    palette.save(buffer, "TIFF")
+    colours = (320).to_bytes(2, "little")
+    assert buffer.getvalue().count(colours) == 1
+    return buffer.getvalue().replace(colours, (321).to_bytes(2, "little"))
+
+
+@pytest.mark.parametrize("verify", ["full", "headers"])
+@pytest.mark.parametrize(
+    "data",
+    [with_exif(damaged="header"), with_exif(damaged="orientation"), without_colours()],
+    ids=["exif", "orientation", "palette"],
+)
+def test_metadata_that_make_no_sense_are_damage_and_name_the_file(data, verify):
+    with pytest.raises(ValueError, match=r"1 of 1 images is not usable: bad\.file is damaged"):
+        check(data, verify)
+
+
+def test_no_damaged_byte_escapes_the_check():
+    random = np.random.default_rng(0)
+    for kind in KINDS:
+        original = encoded(kind)
+        for _ in range(40):
+            data = bytearray(original)
+            for at in random.integers(0, min(len(data), 400), 3):
+                data[at] = random.integers(256)
+            with contextlib.suppress(UnusableImages):  # which names the file; nothing else may come out
+                check(bytes(data), "full")
 
 
 def test_missing_tiles_are_not_read_as_zeros():

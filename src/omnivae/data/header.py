@@ -130,6 +130,26 @@ def size_of(file: BinaryIO) -> int:
     return file.seek(0, 2)
 
 
+@contextmanager
+def damage_named(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on bytes that nobody foresaw into the error for a damaged file.
+
+    Args:
+        name: of the file; errors that say it are meant for the user as they are.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError(f"{name} takes more memory than there is ({error}): cut it into smaller images") from error
+    except Exception as error:  # Pillow and tifffile raise SyntaxError, IndexError, TypeError, struct.error, ...
+        if isinstance(error, ValueError) and name in str(error):
+            raise
+        raise damaged(name, error) from error
+
+
 def damaged(name: str, reason: object) -> ValueError:
     """Return the error for a file whose pixels cannot be had."""
     said = " ".join(str(reason).split()) or type(reason).__name__

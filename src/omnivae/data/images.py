@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omnivae.data.config import check_value_range
-from omnivae.data.header import ALPHA, Header, ReadOptions, can_convert, opened
+from omnivae.data.header import ALPHA, Header, ReadOptions, can_convert, damage_named, opened
 from omnivae.data.npy import NPY_SIGNATURE, read_npy, read_npy_header
 from omnivae.data.pillow import from_pillow, read_pillow, read_pillow_header
 from omnivae.data.pixels import check_pixels, convert_channels, resize_and_crop, to_unit
@@ -37,7 +37,7 @@ def read_header(file: Any, name: str, options: ReadOptions | None = None) -> Hea
         ValueError: when the file is truncated, or not a still image of a supported kind.
     """
     options = options or ReadOptions()
-    with opened(file, name) as handle:
+    with opened(file, name) as handle, damage_named(name):
         start = handle.read(8)
         if start.startswith(NPY_SIGNATURE):
             return read_npy_header(handle, name, options)
@@ -63,7 +63,7 @@ def read_image(file: Any, name: str, options: ReadOptions | None = None) -> np.n
         ValueError: when the file is damaged or not a still image of a supported kind.
     """
     options = options or ReadOptions()
-    with opened(file, name) as handle:
+    with opened(file, name) as handle, damage_named(name):
         start = handle.read(8)
         if start.startswith(NPY_SIGNATURE):
             return read_npy(handle, name, options)

@@ -251,7 +251,11 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         return Image.open(file)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name} is damaged or not an image: repair or remove it") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} is larger than Pillow opens ({error}): cut it into tiles, or store it as TIFF"
+        ) from error
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{name} cannot be opened ({error}): repair or remove it") from error
 
 
