@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from omnivae.files import write_atomic
-from omnivae.training.checkpoint_io import SUFFIX
+from omnivae.training.checkpoint_io import SUFFIX, read_scalars
+from omnivae.training.continuing import continue_optimizer
 from omnivae.training.distributed import CHECKPOINT, SUPERVISOR, asks_at, gather, largest, mean_rows, note, several
 from omnivae.training.result import CHECKPOINTS
 
@@ -203,8 +204,15 @@ class RunLog(pl.Callback):
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Close the files."""
-        self._close()
+        """Write the steps that led there, which is what a diagnosis is made from, and close."""
+        try:
+            # Several processes write together, and the others may be gone.
+            if not several():
+                self.flush(trainer)
+            self._close()
+        except Exception as error:
+            # What stopped the run is what must be heard: a full disk, or a device that fails, stops this as well.
+            log.warning("the last rows of %s were not written: %s", self.table.path, " ".join(str(error).split()))
 
     def _close(self) -> None:
         self.table.close()
@@ -235,6 +243,15 @@ class Checkpoints(pl.Callback):
         """Restore the best validation total."""
         self.best = math.inf if state_dict["best"] is None else state_dict["best"]
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Let the optimiser continue; know the best of a validation that came after ``last`` was written."""
+        for optimizer, schedule in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
+            continue_optimizer(optimizer, schedule.scheduler)  # type: ignore[arg-type]
+        best = self.directory / f"best{SUFFIX}"
+        if trainer.global_step and best.exists():
+            found = read_scalars(best)["callbacks"][self.state_key]["best"]
+            self.best = min(self.best, math.inf if found is None else found)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is time."""
         step = trainer.global_step
@@ -256,10 +273,12 @@ class Checkpoints(pl.Callback):
             if isinstance(callback, RunLog):
                 # A run continued from here must find the rows of every step before.
                 callback.flush(trainer)
-        trainer.save_checkpoint(self.directory / f"last{SUFFIX}")
+        # The model first: where the run is cut off in between, the same steps come again and write it again. A checkpoint of
+        # the last step beside an older model would pass for a finished run.
         model = averaged_model(trainer, pl_module)
         if trainer.is_global_zero:
             self._save_model(model)
+        trainer.save_checkpoint(self.directory / f"last{SUFFIX}")
         self._saved = trainer.global_step
         note(CHECKPOINT, self._saved)
 

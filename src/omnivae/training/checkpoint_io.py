@@ -90,8 +90,22 @@ def checkpoint_step(path: Path) -> int:
     Returns:
         Steps done.
     """
-    tree = _skeleton(path)
-    return int(dict(tree["$dict"])["global_step"])
+    return int(read_scalars(path)["global_step"])
+
+
+def read_scalars(path: Path) -> Any:
+    """Read what :func:`write_tree` wrote without its tensors, in whose place is ``None``.
+
+    Args:
+        path: file to read.
+
+    Returns:
+        The structure.
+
+    Raises:
+        ValueError: when the file is truncated or of another kind.
+    """
+    return _restore(_skeleton(path), None)
 
 
 def _skeleton(path: Path) -> Any:
@@ -142,12 +156,12 @@ def _flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"got a {type(value).__name__} in a checkpoint; expected tensors, numbers, strings and containers")
 
 
-def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _restore(value: Any, tensors: dict[str, Tensor] | None) -> Any:
     if isinstance(value, list):
         return [_restore(v, tensors) for v in value]
     if isinstance(value, dict):
         if "$tensor" in value:
-            return tensors[value["$tensor"]]
+            return None if tensors is None else tensors[value["$tensor"]]
         if "$tuple" in value:
             return tuple(_restore(v, tensors) for v in value["$tuple"])
         return {_restore(k, tensors): _restore(v, tensors) for k, v in value["$dict"]}
