@@ -178,7 +178,8 @@ def test_the_run_stops_with_the_right_diagnosis(fault, tmp_path, capsys):
         assert (found.module, found.where, found.files) == (record["module"], record["where"], record["files"])
     with capsys.disabled():
         files = ", ".join(record["files"]) or "-"
-        print(f"\n  {fault:<24} step {record['step']}  {record['cause']:<17} {record['module'] or record['term']:<22} {files}", end="")
+        place = record["module"] or record["term"]
+        print(f"\n  {fault:<24} step {record['step']}  {record['cause']:<17} {place:<22} {files}", end="")
 
 
 def replay_by_hand(directory, fault):
@@ -255,7 +256,9 @@ def test_images_without_contrast_that_do_no_harm_are_only_mentioned(tmp_path, ca
     with caplog.at_level("WARNING", logger="omnivae"):
         result, _, _ = run(tmp_path, train=data, max_steps=12)
     assert result.complete
-    assert [m for m in caplog.messages if "folder/13.png" in m] == ["folder/13.png: every value is 0.25; it is trained on as it is"]
+    assert [m for m in caplog.messages if "folder/13.png" in m] == [
+        "folder/13.png: every value is 0.25; it is trained on as it is"
+    ]
 
 
 def test_a_fault_in_an_accumulated_batch_is_found_in_its_own_batch(tmp_path):
@@ -285,7 +288,7 @@ def test_a_mistake_in_the_code_is_no_fault_of_the_numbers(tmp_path):
         def forward(self, output, batch):
             raise ValueError("a mistake")
 
-    with pytest.raises(ValueError, match="^a mistake$"):
+    with pytest.raises(ValueError, match=r"^a mistake$"):
         run(tmp_path, losses={"nll": Wrong()}, train=NamedImages(), max_steps=2)
     assert not (tmp_path / "flight").exists()
 
