@@ -1,4 +1,6 @@
+import errno
 import logging
+import os
 import struct
 import zlib
 
@@ -103,6 +105,51 @@ def test_images_beside_split_folders_are_reported(tmp_path, caplog):
         splits = load_data(DataConfig(str(tmp_path)))
     assert "5 images outside of them are not used, e.g. other/000.png" in caplog.text
     assert not any("other" in key for part in keys(splits).values() for key in part)
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "TEST"), ("train", "testing")])
+def test_split_folders_by_other_words_are_no_classes(tmp_path, names):
+    for folder, count in zip(names, (10, 4), strict=True):
+        for kind in ("cat", "dog"):
+            write_many(tmp_path / folder / kind, count // 2)
+    splits = load_data(DataConfig(str(tmp_path)))
+    assert splits.classes == ["cat", "dog"]
+    assert splits.official_test
+    assert {key.split("/")[0] for key in splits.test.keys} == {names[1]}
+    assert len(splits.test) == 4
+    assert {key.split("/")[0] for key in splits.train.keys + splits.val.keys} == {names[0]}
+
+
+def test_two_training_folders_are_refused(tmp_path):
+    for folder in ("train", "Training", "test"):
+        write_many(tmp_path / folder, 2)
+    with pytest.raises(ValueError, match=r"both Training/ and train/ as training split"):
+        load_data(DataConfig(str(tmp_path)))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    write_many(tmp_path / "open", 4)
+    write_many(tmp_path / "closed", 4)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"closed cannot be listed \(Permission denied\)"):
+        load_data(DataConfig(str(tmp_path)))
+
+
+def test_a_name_that_is_no_text_is_shown(tmp_path):
+    write_many(tmp_path, 4)
+    try:
+        os.rename(tmp_path / "000.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system refuses such names itself")
+    with pytest.raises(ValueError, match=r"no valid UTF-8 \(caf\\xe9\.png\): rename it"):
+        load_data(DataConfig(str(tmp_path)))
 
 
 def test_a_folder_train_among_others_is_a_class(tmp_path):

@@ -14,11 +14,10 @@ from omnivae.data.checking import check_images
 from omnivae.data.config import OnError, Verify
 from omnivae.data.header import ReadOptions
 from omnivae.data.images import SUFFIXES
+from omnivae.data.naming import SPLIT_WORDS
 from omnivae.data.sources import FileSource, Found, Split
 
 logger = logging.getLogger(__name__)
-
-_SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def read_folder(
@@ -26,7 +25,8 @@ def read_folder(
 ) -> Found:
     """List the image files of a folder and check each.
 
-    Folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` are splits. Below them, or below the folder
+    Folders ``train``, ``val`` (or ``valid``, ``validation``, ``dev``) and ``test`` (or ``training``, ``testing``; in capitals
+    too) are splits. Below them, or below the folder
     itself, subfolders are classes if there are two or more and every image is in one. Hidden files are left out.
 
     Args:
@@ -88,9 +88,19 @@ def read_folder(
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Yield all visible files, relative to ``root``, with forward slashes; linked folders are entered once."""
+    """Yield all visible files, relative to ``root``, with forward slashes; linked folders are entered once.
+
+    Raises:
+        ValueError: for a folder that cannot be listed, or a name that is no text.
+    """
+
+    def stop(error: OSError) -> None:
+        raise ValueError(
+            f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it"
+        ) from error
+
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=stop, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
@@ -98,7 +108,20 @@ def walk(root: Path) -> Iterator[str]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = Path(folder).relative_to(root)
-        yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                yield _as_text(relative / name, root)
+
+
+def _as_text(path: Path, root: Path) -> str:
+    name = path.as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        # Such a name could be opened, but neither be written into a card or a store, nor be printed.
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise ValueError(f"{root} holds a file whose name is no valid UTF-8 ({shown}): rename it") from error
+    return name
 
 
 def _nothing_found(path: Path, files: list[str]) -> str:
@@ -111,7 +134,7 @@ def _nothing_found(path: Path, files: list[str]) -> str:
 
 
 def _only_train(paths: list[str]) -> bool:
-    return all(path.startswith("train/") for path in paths)
+    return all(SPLIT_WORDS.get(path.partition("/")[0].lower()) == "train" for path in paths)
 
 
 def _split_members(root: Path, paths: list[str]) -> dict[Split, list[int]]:
@@ -119,13 +142,12 @@ def _split_members(root: Path, paths: list[str]) -> dict[Split, list[int]]:
     folders: dict[Split, str] = {}
     for i, path in enumerate(paths):
         first, _, rest = path.partition("/")
-        if not rest or first not in _SPLIT_FOLDERS:
+        split = SPLIT_WORDS.get(first.lower())
+        if not rest or split is None:
             continue
-        split = _SPLIT_FOLDERS[first]
         if folders.setdefault(split, first) != first:
-            raise ValueError(
-                f"{root} has both {folders[split]}/ and {first}/ as validation split: rename or remove one"
-            )
+            what = {"train": "training", "val": "validation", "test": "test"}[split]
+            raise ValueError(f"{root} has both {folders[split]}/ and {first}/ as {what} split: rename or remove one")
         members.setdefault(split, []).append(i)
     # A folder "train" among others may be a class of vehicles; it is a split beside another split, or when alone.
     if "train" in members and (len(members) > 1 or len(members["train"]) == len(paths)):
