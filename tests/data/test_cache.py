@@ -47,6 +47,29 @@ def test_the_images_are_the_same_bit_for_bit_and_decoded_once(settings, folder):
     assert len(calls) == len(plain)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("colours", ["minisblack", "rgb"])
+def test_every_kind_of_eight_bits_is_kept(channels, colours, tmp_path):
+    if colours == "rgb" and channels < 3:
+        pytest.skip("no RGB")
+    random = np.random.default_rng(0)
+    for i in range(4):
+        pixels = random.integers(0, 256, (20, 30, channels), dtype=np.uint8)
+        extra = ["unspecified"] * (channels - (3 if colours == "rgb" else 1))
+        array, how = (
+            (pixels[..., 0], {}) if channels == 1 else (pixels, {"extrasamples": extra, "planarconfig": "contig"})
+        )
+        tifffile.imwrite(tmp_path / f"{i}.tif", array, photometric=colours, metadata=None, **how)
+    plain, cached = (load_data(DataConfig(str(tmp_path), image_size=16)).train for _ in range(2))
+    assert plain.source.channels.tolist() == [channels] * 4
+    assert cached.keep_decoded(True)
+    first = [cached[i]["x"] for i in range(len(cached))]
+    assert cached._cache.filled == len(cached)
+    for i, x in enumerate(first):
+        assert torch.equal(x, plain[i]["x"])
+        assert torch.equal(cached[i]["x"], x)
+
+
 def test_sixteen_bits_and_many_channels_are_kept_whole(tmp_path):
     random = np.random.default_rng(0)
     for i in range(6):

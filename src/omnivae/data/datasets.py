@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from omnivae.data.cache import PixelCache, affordable, cache_bytes
 from omnivae.data.config import Binarize
-from omnivae.data.header import ReadOptions
+from omnivae.data.header import ALPHA, ReadOptions
 from omnivae.data.pixels import (
     black_and_white,
     check_pixels,
@@ -111,8 +111,11 @@ class ImageDataset(Dataset):
             for name, values in stored.items()
         }
         sizes = np.full((len(self), 2), t.shape[1]) if resized else rows["sizes"]
-        # Resizing leaves 8-bit pixels of up to four channels what they are, and makes float32 of all others.
-        plain = (rows["dtypes"] == "uint8") & (rows["channels"] <= 4)
+        # Resizing leaves 8-bit pictures what they are, and makes float32 of everything else.
+        modes = self.source.modes
+        alpha = np.zeros(1, dtype=bool) if modes is None else np.isin(modes, ALPHA)
+        alpha = alpha[self.indices] if len(alpha) > 1 else alpha
+        plain = (rows["dtypes"] == "uint8") & (np.isin(rows["channels"], (1, 3)) | alpha)
         same = ~np.asarray(resized) | plain | (rows["sizes"] == t.shape[1]).all(axis=1)
         dtypes = np.where(same, rows["dtypes"], "float32")
         shapes = np.concatenate([sizes, rows["channels"][:, None]], axis=1)
