@@ -14,7 +14,7 @@ from omnivae.files import write_atomic
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.images import Part, encode_batches, images_to_encode, plan_batches
 from omnivae.jobs.progress import progress_bar
-from omnivae.jobs.train import data_for, run_data
+from omnivae.jobs.train import data_for, is_same_data, run_data
 from omnivae.models.storage import STATISTICS, find_model, model_hash
 from omnivae.training.device import Precision
 
@@ -81,7 +81,7 @@ def calibrate_model(
             on_error=on_error or config.on_error,
         )
         if part is None:
-            part = "train" if base is not None and config.path == base.path else "all"
+            part = "train" if base is not None and is_same_data(config.path, base) else "all"
         native = config.image_size is None and loaded.image_size is None
         images = images_to_encode(loaded, config, part=part, native=native)
         moments = ChannelMoments(loaded.latent_dim)

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from omnivae.data import DataSplits, ImageDataset, load_data
 from omnivae.jobs.provenance import provenance_of
-from omnivae.jobs.train import data_for, run_data
+from omnivae.jobs.train import data_for, is_same_data, run_data
 from omnivae.metrics import Evaluation, evaluate
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
@@ -119,7 +119,7 @@ def _images(
         config = replace(config, image_size=image_size)
     splits = load_data(config, value_range=loaded.value_range)
     if split == "auto":
-        same = own is not None and (path is None or path == own.path)
+        same = own is not None and (path is None or is_same_data(path, own))
         split = "test" if same or splits.official_test else "all"
     if split == "all":
         # Each image once and as it is: small data sets share images between splits, and training may crop and flip them.

@@ -15,9 +15,11 @@ from torch import nn
 
 from omnivae.component import suggestion
 from omnivae.data import DataConfig, DataSplits, collate, load_data
+from omnivae.data.config import EMBEDDED
+from omnivae.data.downloads import PUBLISHED
 from omnivae.files import remove_leftovers, write_atomic
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
-from omnivae.jobs.manifest import MANIFEST, data_changes, write_manifest
+from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, write_manifest
 from omnivae.jobs.processes import train_in_processes
 from omnivae.losses import Loss
 from omnivae.models import VAE
@@ -185,8 +187,8 @@ def _train(config: RunConfig, directory: Path, *, progress: bool, report: bool, 
     model, losses, splits = first_on_each_machine(lambda: prepare(config))
     together(lambda: check_data(directory, splits, accept_changes=accept_changes) if first else None)
     if first:
-        remove_leftovers(directory / CHECKPOINTS)
-        remove_leftovers(directory / MODEL)
+        for folder in (directory, directory / CHECKPOINTS, directory / MODEL, directory / PICTURES):
+            remove_leftovers(folder)
         write_atomic(directory / CONFIG, config.to_yaml().encode())
         if accept_changes or not (directory / MANIFEST).is_file():
             write_manifest(directory, splits)
@@ -234,7 +236,7 @@ def tell_skipped(directory: Path, splits: DataSplits) -> None:
         directory: the run.
         splits: its data.
     """
-    lines = "".join(f"{name}\t{reason}\n" for name, reason in splits.skipped)
+    lines = "".join(f"{one_line(name)}\t{one_line(reason)}\n" for name, reason in splits.skipped)
     write_atomic(directory / SKIPPED, lines.encode())
     shown = "; ".join(f"{name}: {reason}" for name, reason in splits.skipped[:5])
     more = f"; and {len(splits.skipped) - 5} more" if len(splits.skipped) > 5 else ""
@@ -388,7 +390,22 @@ def data_for(model: VAE, path: str | None, base: DataConfig | None) -> DataConfi
     if path is None and base is None:
         raise ValueError("this model directory is not part of a run, so its images are not known: say --data.path DIR")
     if base is not None:
-        return base if path is None else replace(base, path=path, format="auto" if path != base.path else base.format)
+        if path is None:
+            return base
+        return replace(base, path=path, format=base.format if is_same_data(path, base) else "auto")
     known = model.statistics.get("data", {})
     prepared = {name: known[name] for name in PREPARATION if known.get(name) is not None}
     return DataConfig(path=str(path), **prepared)
+
+
+def is_same_data(path: str, base: DataConfig) -> bool:
+    """Return whether a path names the data of a run, however it is written (a slash at the end, a link, another folder).
+
+    Args:
+        path: of images, or the name of a data set.
+        base: the run's data section.
+    """
+    names = (*EMBEDDED, *PUBLISHED)  # "digits" is a data set and "./digits" a folder
+    if path == base.path or path in names or base.path in names:
+        return path == base.path
+    return Path(path).expanduser().resolve() == Path(base.path).expanduser().resolve()
