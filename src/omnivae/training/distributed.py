@@ -154,7 +154,7 @@ def join(place: World) -> None:
     global _peers
     if place.size == 1 or _peers is not None:
         return
-    if torch.cuda.is_available():
+    if place.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(place.local_rank)
     if not dist.is_initialized():
         # Decisions go over gloo also where gradients go over NCCL: they never wait for the device.
@@ -178,9 +178,9 @@ def joined(config: TrainingConfig) -> Iterator[None]:
     """
     global _peers
     place = world()
-    check_world(config, place)
     join(place)
     try:
+        together(lambda: check_world(config, place))
         yield
     except RuntimeError as error:
         if not is_lost_connection(error):
@@ -368,25 +368,28 @@ def first_to_report(error: BaseException) -> bool:
 
 
 def note(key: str, value: object) -> None:
-    """Leave something for the launcher in the store: ``RESULT`` or ``CHECKPOINT``; does nothing in a single process.
+    """Leave something for the launcher in the store: ``RESULT`` or ``CHECKPOINT``; only rank 0 of several processes does.
 
     Args:
         key: its name.
         value: written as text.
     """
-    if _peers is not None:
+    if _peers is not None and _peers.world.rank == 0:
         _peers.store.set(key, str(value))
 
 
 def look_up(store: Any, key: str) -> str | None:
-    """Return what the processes have left in their store, or ``None``.
+    """Return what the processes have left in their store, or ``None``, also where the machine that holds it has ended.
 
     Args:
         store: the store that they were started with.
         key: ``RESULT``, ``CHECKPOINT``, or ``FAILURE`` of the first process that ended with one.
     """
     store = dist.PrefixStore(_PREFIX, store)
-    return store.get(key).decode() if store.check([key]) else None
+    try:
+        return store.get(key).decode() if store.check([key]) else None
+    except (RuntimeError, dist.DistError):
+        return None
 
 
 def is_lost_connection(error: BaseException) -> bool:

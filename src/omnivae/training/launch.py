@@ -80,7 +80,7 @@ def launch(command: Sequence[str], config: TrainingConfig) -> str:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         who = f"the process of rank {node * count + first} (of {nodes * count}; {how})"
         raise ChildProcessError(sentence or describe_loss(who, None, look_up(store, CHECKPOINT)))
-    return look_up(store, RESULT) or ""
+    return (look_up(store, RESULT) or "") if node == 0 else ""
 
 
 def _meeting_point(nodes: int) -> tuple[Any, dict[str, str]]:
