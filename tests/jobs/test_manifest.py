@@ -50,6 +50,15 @@ def test_the_list_is_the_same_bytes_for_the_same_images(folder, tmp_path):
     assert len(gzip.decompress(first).decode().splitlines()) == 20
 
 
+@pytest.mark.parametrize("name", ["line\nbreak.png", "line\u2028separator.png", "next\x85line.png", "tab\tstop.png"])
+def test_names_with_line_breaks_are_entries_like_any_other(folder, tmp_path, name):
+    save(folder / name, 50)
+    write_manifest(tmp_path, splits_of(folder))
+    assert data_changes(tmp_path, splits_of(folder)) == []
+    (folder / name).unlink()
+    assert any(change.startswith("1 images gone, such as") for change in data_changes(tmp_path, splits_of(folder)))
+
+
 def test_what_was_added_changed_and_removed_is_named(folder, tmp_path):
     write_manifest(tmp_path, splits_of(folder))
     save(folder / "new.png", 99)

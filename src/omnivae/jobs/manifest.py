@@ -50,7 +50,7 @@ def data_changes(directory: Path, splits: DataSplits) -> list[str]:
     if not path.is_file():
         return []
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        lines = gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
         before = {key: (split, fingerprint) for split, fingerprint, key in (line.split("\t", 2) for line in lines)}
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it to continue without knowing what changed") from error
@@ -78,4 +78,17 @@ def _entries(splits: DataSplits) -> Iterator[tuple[str, str, str]]:
             chosen = set(random.choice(len(source), FINGERPRINTED, replace=False).tolist())
         for number, key in zip(dataset.indices.tolist(), dataset.keys, strict=True):
             known = chosen is None or number in chosen
-            yield split, source.fingerprint(number) if known else _UNKNOWN, key
+            yield split, source.fingerprint(number) if known else _UNKNOWN, one_line(key)
+
+
+def one_line(key: str) -> str:
+    """Return an image's key without line breaks, which the names of files may have.
+
+    Args:
+        key: of an image.
+
+    Example:
+        >>> print(one_line("a\\nb.png"))
+        a\\nb.png
+    """
+    return key.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
