@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,23 @@ def test_the_file_goes_with_its_owner_and_stays_for_its_heirs():
     assert os.path.exists(path)
     del cache
     assert not os.path.exists(path)
+
+
+def test_the_file_of_a_killed_process_is_removed_by_the_next_and_no_other(tmp_path):
+    shape, dtype = np.array([[2, 2, 1]]), np.array(["uint8"])
+    child = os.fork()
+    if child == 0:
+        abandoned = PixelCache(shape, dtype, tmp_path)
+        assert abandoned.nbytes
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    living = PixelCache(shape, dtype, tmp_path)
+    assert left.exists()  # it may be one that is just being made
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    another = PixelCache(shape, dtype, tmp_path)
+    assert {str(path) for path in tmp_path.iterdir()} == {living.path, another.path}
 
 
 def test_an_array_of_another_shape_is_not_kept():

@@ -1,7 +1,7 @@
 """Decode once: images as they are after decoding and resizing, in one temporary file that all loading processes share.
 
 The file is mapped into memory, so it costs address space and page cache, not private memory, and the system may write it
-out. It is removed with the process that made it.
+out. It is removed with the process that made it; the file of one that was killed is removed by the next that makes one.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 #: "auto" takes no more than this share of the free memory and of the free disk.
 SHARE = 0.25
+_PREFIX = "omnivae-cache-"
+#: Seconds that a file without a lock may be one that is just being made.
+_BEING_MADE_S = 60.0
 
 
 class PixelCache:
@@ -39,15 +43,14 @@ class PixelCache:
         ends = first + np.cumsum(-(-sizes // 64) * 64)
         self.starts = np.concatenate([[first], ends[:-1]]).astype(np.int64)
         self.nbytes = int(ends[-1])
-        handle, path = tempfile.mkstemp(prefix="omnivae-cache-", dir=directory)
-        try:
-            os.truncate(handle, self.nbytes)
-        finally:
-            os.close(handle)
-        self.path = path
+        remove_abandoned(Path(directory or tempfile.gettempdir()))
+        handle, path = tempfile.mkstemp(prefix=_PREFIX, dir=directory)
+        self.path, self._held = path, os.fdopen(handle, "r+b")
+        _lock(self._held)  # until this process ends, however it does
+        os.truncate(handle, self.nbytes)
         self._map = np.memmap(path, dtype=np.uint8, mode="r+", shape=(self.nbytes,))
         # Only the process that made the file removes it: a forked worker inherits this object and its end.
-        weakref.finalize(self, _remove, path, os.getpid())
+        weakref.finalize(self, _remove, self._held, path, os.getpid())
 
     def get(self, index: int) -> np.ndarray | None:
         """Return an image's array ``[H, W, C]``, a copy; ``None`` where it has not been decoded yet."""
@@ -80,7 +83,7 @@ class PixelCache:
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker maps the file by its name.
-        return {name: value for name, value in self.__dict__.items() if name != "_map"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_map", "_held")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -115,6 +118,34 @@ def free_memory() -> int:
     return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
-def _remove(path: str, owner: int) -> None:
+def remove_abandoned(directory: Path) -> None:
+    """Remove the files of processes that were killed: each would keep up to a quarter of the free disk.
+
+    Args:
+        directory: where caches are made.
+    """
+    for path in directory.glob(f"{_PREFIX}*"):
+        try:
+            if time.time() - path.stat().st_mtime > _BEING_MADE_S:
+                with path.open("r+b") as file:
+                    if _lock(file):
+                        path.unlink()
+        except OSError:
+            continue  # another user's, or removed by another process
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed or its process ends; return False where another holds it or there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _remove(file: BinaryIO, path: str, owner: int) -> None:
     if os.getpid() == owner:
         Path(path).unlink(missing_ok=True)
+    file.close()
