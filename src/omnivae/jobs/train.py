@@ -17,7 +17,7 @@ from omnivae.component import suggestion
 from omnivae.data import DataConfig, DataSplits, collate, load_data
 from omnivae.data.config import EMBEDDED
 from omnivae.data.downloads import PUBLISHED
-from omnivae.files import remove_leftovers, write_atomic
+from omnivae.files import remove_leftovers, replace_atomic, write_atomic
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, write_manifest
 from omnivae.jobs.processes import train_in_processes
@@ -353,9 +353,9 @@ def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:
     from omnivae.report import run_picture
 
     x = torch.stack([splits.val[i]["x"] for i in range(min(8, len(splits.val)))])
-    path.parent.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
-    run_picture(model, x.to(device)).save(path)
+    picture = run_picture(model, x.to(device))
+    replace_atomic(path, lambda beside: picture.save(beside, format="PNG"))
 
 
 def run_data(directory: Path) -> DataConfig | None:

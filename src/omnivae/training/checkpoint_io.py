@@ -114,7 +114,8 @@ def _skeleton(path: Path) -> Any:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a complete checkpoint ({error}); delete it to start from an older one"
+            f"{path} is not a complete checkpoint ({error}); delete it to start anew, or put another one of the run, such as "
+            "best.safetensors, in its place"
         ) from error
     if "tree" not in metadata:
         raise ValueError(f"{path} holds tensors but no training state; it is not a checkpoint of a run")

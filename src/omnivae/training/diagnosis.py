@@ -383,7 +383,8 @@ def _listed(items: Sequence[str], most: int = 3) -> str:
 
 
 def _tenth(rate: float) -> str:
-    return f"{rate / 10:.2g}"
+    # A rate that is wrong by orders of magnitude is not mended by one of them: then Adam's usual rate.
+    return f"{min(rate / 10, 1e-3):.2g}"
 
 
 __all__ = ["CLAMPED_SHARE", "Diagnosis", "Step", "Trace", "diagnose", "names_of", "trace"]

@@ -230,7 +230,9 @@ class Guard:
         what = diagnosis.term or "the step"
         value = diagnosis.terms.get(what)
         got = f" is {value}" if value is not None and not math.isfinite(value) else " went bad"
-        record = f"; flight record: {folder}, replay with `omnivae replay {folder}`" if folder is not None else ""
+        record = f"; flight record: {folder}" if folder is not None else ""
+        if folder is not None and any(folder.glob("replay.*")):
+            record += f", replay with `omnivae replay {folder}`"
         saved = f"; {self.recorder.last_good()}" if self.recorder is not None else ""
         return f"{what}{got} at step {step}{many}: {diagnosis.summary}: {diagnosis.advice}{record}{saved}"
 
