@@ -16,8 +16,9 @@ from training_toys import Images, run, toy_model
 from omnivae.distributions import DiagonalGaussian
 from omnivae.likelihoods import GaussianLikelihood
 from omnivae.losses import GAN, KL, L1, NLL
-from omnivae.training.distributed import joined, launched, together, world
+from omnivae.training.distributed import joined, together
 from omnivae.training.module import VAEModule
+from omnivae.training.world import launched, world
 
 ONE = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
 SETTINGS = {

@@ -20,6 +20,7 @@ from omnivae.cli.main import main
 from omnivae.cli.train import read_run
 from omnivae.training import TrainingConfig
 from omnivae.training import distributed as dist
+from omnivae.training import world as place_of
 from omnivae.training.launch import launch
 from omnivae.training.order import ValidationOrder
 from omnivae.training.sharded import check_sharded
@@ -51,7 +52,7 @@ def limited(seconds=LIMIT_S):
 def _environment():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        for name in (*dist.ENVIRONMENT, "LOCAL_WORLD_SIZE", "OMNIVAE_DEBUG"):
+        for name in (*place_of.ENVIRONMENT, "LOCAL_WORLD_SIZE", "OMNIVAE_DEBUG"):
             patch.delenv(name, raising=False)
         yield
 
@@ -389,16 +390,16 @@ def place(monkeypatch):
         }
         for name, value in (names | values).items():
             monkeypatch.setenv(name, str(value))
-        return dist.world()
+        return place_of.world()
 
     return set_place
 
 
 def test_the_place_comes_from_the_environment(place):
-    assert not dist.launched()
-    assert dist.world() == dist.World(0, 1, 0, 1)
-    assert place(RANK=3, LOCAL_RANK=1) == dist.World(rank=3, size=4, local_rank=1, local_size=2)
-    assert dist.launched()
+    assert not place_of.launched()
+    assert place_of.world() == place_of.World(0, 1, 0, 1)
+    assert place(RANK=3, LOCAL_RANK=1) == place_of.World(rank=3, size=4, local_rank=1, local_size=2)
+    assert place_of.launched()
 
 
 @pytest.mark.parametrize(
@@ -413,8 +414,8 @@ def test_the_place_comes_from_the_environment(place):
 def test_a_launch_and_a_configuration_that_disagree_are_refused(settings, message, place):
     config = {"batch_size": 8} | settings
     with pytest.raises(ValueError, match=message):
-        dist.check_world(TrainingConfig(**config), place())
-    dist.check_world(TrainingConfig(batch_size=8, devices=2, num_nodes=2), place())
+        place_of.check_world(TrainingConfig(**config), place())
+    place_of.check_world(TrainingConfig(batch_size=8, devices=2, num_nodes=2), place())
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch, place):
@@ -423,7 +424,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, place):
     with pytest.raises(ValueError, match=r"training\.devices=2 and this machine has 1 GPU; ask for 1"):
         launch(["never", "started"], TrainingConfig(devices=2))
     with pytest.raises(ValueError, match="this machine has 1 GPU"):
-        dist.check_world(TrainingConfig(batch_size=8), place())
+        place_of.check_world(TrainingConfig(batch_size=8), place())
 
 
 def test_machines_that_do_not_know_each_other_are_refused(monkeypatch):

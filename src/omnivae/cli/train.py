@@ -27,7 +27,8 @@ from omnivae.jobs.train import train as run_training
 from omnivae.losses import loss_classes
 from omnivae.recipes import RECIPES
 from omnivae.training import TrainingConfig
-from omnivae.training.distributed import first_to_report, launched, world
+from omnivae.training.distributed import first_to_report
+from omnivae.training.world import launched, world
 
 #: Flat flags of other code bases -> ours.
 FLAT = {

@@ -26,16 +26,8 @@ from omnivae.models import VAE
 from omnivae.models.storage import load_exactly
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult
-from omnivae.training.distributed import (
-    RESULT,
-    first_on_each_machine,
-    joined,
-    launched,
-    note,
-    num_processes,
-    together,
-    world,
-)
+from omnivae.training.distributed import RESULT, first_on_each_machine, joined, note, together
+from omnivae.training.world import launched, num_processes, world
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from typing import Any
 from torch import distributed as dist
 
 from omnivae.training.config import TrainingConfig
-from omnivae.training.distributed import CHECKPOINT, FAILURE, RESULT, SUPERVISOR, check_devices, describe_loss, look_up
+from omnivae.training.distributed import CHECKPOINT, FAILURE, RESULT, SUPERVISOR, describe_loss, look_up
+from omnivae.training.world import check_devices
 
 #: Seconds that the other processes have to end by themselves after one has failed, or after a second signal.
 GRACE_S = 10.0

@@ -23,15 +23,12 @@ from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
 from omnivae.training.distributed import (
     CHECKPOINT,
-    World,
-    check_world,
     copy_from_rank_zero,
     from_rank_zero,
     is_lost_connection,
     join,
     lost_sentence,
     note,
-    world,
 )
 from omnivae.training.ema import Ema
 from omnivae.training.flight import FlightRecorder
@@ -43,6 +40,7 @@ from omnivae.training.progress import Progress
 from omnivae.training.result import CHECKPOINTS, FitResult
 from omnivae.training.sharded import ShardedEma, ShardedModule, check_sharded
 from omnivae.training.strategies import AverageStatistics, trainer_arguments
+from omnivae.training.world import World, check_world, world
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,12 @@ from omnivae.distributions import kl_divergence, kl_elements
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
 from omnivae.training.config import TrainingConfig
 from omnivae.training.diagnosis import random_state, set_random_state
-from omnivae.training.distributed import gather, largest, noise_seed, several, world
+from omnivae.training.distributed import gather, largest, noise_seed, several
 from omnivae.training.guard import Guard
 from omnivae.training.inputs import inspect_inputs
 from omnivae.training.opponents import detached, has_opponent
 from omnivae.training.order import ValidationOrder
+from omnivae.training.world import world
 from omnivae.types import Batch, VAEOutput
 
 log = logging.getLogger(__name__)

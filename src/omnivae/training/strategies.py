@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from omnivae.training.config import TrainingConfig
-from omnivae.training.distributed import TIMEOUT, World, largest, several
+from omnivae.training.distributed import TIMEOUT, largest, several
 from omnivae.training.opponents import average_over_processes
 from omnivae.training.sharded import Sharded
+from omnivae.training.world import World
 
 
 def trainer_arguments(config: TrainingConfig, place: World, reaches_all: Callable[[], bool]) -> dict[str, Any]:
