@@ -4,6 +4,7 @@ from omnivae.metrics.card import Provenance
 from omnivae.metrics.comparison import compare
 from omnivae.metrics.density import active_units, bits_per_dim, elbo, kl, kl_per_dimension, nll
 from omnivae.metrics.difference import Comparison, Difference
+from omnivae.metrics.disentanglement import disentanglement
 from omnivae.metrics.evaluation import Evaluation, MetricResult
 from omnivae.metrics.image import l1, ms_ssim, mse, psnr, ssim
 from omnivae.metrics.inference import Inference
@@ -26,6 +27,7 @@ __all__ = [
     "bits_per_dim",
     "bootstrap_interval",
     "compare",
+    "disentanglement",
     "elbo",
     "evaluate",
     "kl",
