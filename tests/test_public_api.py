@@ -31,7 +31,14 @@ TRAIN = words("""
     data.random_crop
     data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
     data.on_error data.pages_as_channels data.resolutions data.verify data.split_seed
-    data.test_fraction data.val_fraction data.value_range losses.gan.adaptive
+    data.test_fraction data.val_fraction data.value_range
+    losses.aae.depth losses.aae.discriminator_learning_rate losses.aae.weight losses.aae.width
+    losses.dip.diagonal losses.dip.kind losses.dip.off_diagonal losses.dip.weight losses.factor.depth
+    losses.factor.discriminator_learning_rate losses.factor.weight losses.factor.width losses.iwae.elbo_share
+    losses.iwae.gradient losses.iwae.num_bounds losses.iwae.num_samples losses.iwae.weight losses.mmd.bandwidth
+    losses.mmd.kernel losses.mmd.scales losses.mmd.unbiased losses.mmd.weight losses.tc.alpha losses.tc.beta
+    losses.tc.dataset_size losses.tc.estimator losses.tc.gamma losses.tc.weight
+    losses.gan.adaptive
     losses.gan.channels losses.gan.discriminator_learning_rate losses.gan.loss losses.gan.num_layers
     losses.gan.start_step losses.gan.weight losses.kl.capacity losses.kl.free_bits losses.kl.per_element
     losses.kl.weight losses.l1.per_element losses.l1.weight losses.lpips.network losses.lpips.value_range

@@ -4,7 +4,11 @@ from omnivae.losses.adaptive import AdaptiveLoss, pixel_parameters, reconstructi
 from omnivae.losses.adversarial import GAN
 from omnivae.losses.alignment import VF
 from omnivae.losses.base import Loss, loss_classes
+from omnivae.losses.bounds import IWAE
+from omnivae.losses.disentanglement import DIP, TC, Decomposition, decompose
+from omnivae.losses.divergences import MMD, mmd
 from omnivae.losses.elbo import KL, NLL
+from omnivae.losses.latent_adversarial import AAE, Factor, permute_dimensions
 from omnivae.losses.perceptual import LPIPS
 from omnivae.losses.reconstruction import L1, MSE, MSSSIM
 from omnivae.losses.schedules import (
@@ -17,22 +21,32 @@ from omnivae.losses.schedules import (
 )
 
 __all__ = [
+    "AAE",
+    "DIP",
     "GAN",
+    "IWAE",
     "KL",
     "L1",
     "LPIPS",
+    "MMD",
     "MSE",
     "MSSSIM",
     "NLL",
+    "TC",
     "VF",
     "AdaptiveLoss",
     "ConstantSchedule",
     "CosineSchedule",
     "CyclicalSchedule",
+    "Decomposition",
+    "Factor",
     "LinearSchedule",
     "Loss",
     "Schedule",
+    "decompose",
     "loss_classes",
+    "mmd",
+    "permute_dimensions",
     "pixel_parameters",
     "reconstruction_gradient",
     "value_at",

@@ -43,16 +43,10 @@ class AdaptiveLoss(Loss):
         self.adaptive = adaptive
         self.balance: Tensor | float = 1.0
 
-    def build(self, *, in_channels: int, latent_dim: int, dim: int, latent_axes: int) -> None:
-        """Create what depends on the model; the trainer calls it before the first step.
-
-        Args:
-            in_channels: image channels.
-            latent_dim: channels of z.
-            dim: number of spatial axes of an image.
-            latent_axes: number of spatial axes of z; 0 for a vector.
-        """
-        raise TypeError(f"{type(self).__name__} does not define build")
+    @property
+    def inside(self) -> str | None:
+        """``"adaptive=true"`` where the balance needs the gradient of the decoder."""
+        return "adaptive=true" if self.adaptive and self.through_decoder else None
 
     def current_weight(self) -> float | Tensor:  # type: ignore[override]
         """Return the weight at the present step, the balance included."""

@@ -60,6 +60,21 @@ class Loss(nn.Module, Component):
         """
         raise TypeError(f"{type(self).__name__} does not define forward")
 
+    def build(self, *, in_channels: int, latent_dim: int, dim: int, latent_axes: int) -> None:
+        """Create what depends on the model, and refuse a model of the wrong kind; the trainer calls it before the first step.
+
+        Args:
+            in_channels: image channels.
+            latent_dim: channels of z.
+            dim: number of spatial axes of an image.
+            latent_axes: number of spatial axes of z; 0 for a vector.
+        """
+
+    @property
+    def inside(self) -> str | None:
+        """The setting that has it take gradients between z and the pixels (``"adaptive=true"``), or ``None``."""
+        return None
+
     def current_weight(self) -> float:
         """Return the weight at the present step."""
         return value_at(self.weight, step=self.step, epoch=self.epoch)

@@ -32,17 +32,31 @@ class NLL(Loss):
         self.num_samples = num_samples
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
-        x = target_of(batch, output)
-        mask = batch.get("mask")
-        if mask is None:
-            log_prob = output.likelihood.log_prob(x)
-        elif isinstance(output.likelihood, Independent):
-            log_prob = (output.likelihood.base_dist.log_prob(x) * mask).flatten(2).sum(2)
-        else:
-            raise ValueError(
-                f"got a mask with {type(output.likelihood).__name__}, which does not split into pixels; drop the mask"
-            )
-        return self.reduce(-log_prob, event_size(x))
+        return self.reduce(-log_likelihood(output, batch), event_size(target_of(batch, output)))
+
+
+def log_likelihood(output: VAEOutput, batch: Batch) -> Tensor:
+    """Return log p(x|z) of every sample in nats, summed over the pixels that count.
+
+    Args:
+        output: the model's output.
+        batch: the batch; pixels where its mask is 0 are left out.
+
+    Returns:
+        ``[K, B]``.
+
+    Raises:
+        ValueError: for a mask with a likelihood that does not split into pixels.
+    """
+    x = target_of(batch, output)
+    mask = batch.get("mask")
+    if mask is None:
+        return output.likelihood.log_prob(x)
+    if isinstance(output.likelihood, Independent):
+        return (output.likelihood.base_dist.log_prob(x) * mask).flatten(2).sum(2)
+    raise ValueError(
+        f"got a mask with {type(output.likelihood).__name__}, which does not split into pixels; drop the mask"
+    )
 
 
 class KL(Loss):

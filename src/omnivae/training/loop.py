@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
-from omnivae.losses import AdaptiveLoss, Loss
+from omnivae.losses import Loss
 from omnivae.training.autocast import HalfPrecision
 from omnivae.training.callbacks import Checkpoints, GracefulStop, Pictures, RunLog
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read_tree
@@ -116,6 +116,9 @@ def fit(
     )
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()  # type: ignore[operator]
+    for loss in losses.values():
+        if getattr(loss, "dataset_size", 0) is None:
+            loss.dataset_size = len(train)  # type: ignore[assignment]
     steps_per_epoch = max(1, order.batches_per_epoch // config.accumulate)
     kind = ShardedModule if sharded else VAEModule
     module = kind(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
@@ -223,11 +226,10 @@ def _half_on_cpu(precision: str) -> list[Any]:
 
 def _compiles(switch: bool | str, losses: Mapping[str, Loss], device: torch.device) -> bool:
     # A compiled model is one step for autograd: there is no gradient between z and the pixels to compare.
-    inside = [name for name, v in losses.items() if isinstance(v, AdaptiveLoss) and v.adaptive and v.through_decoder]
+    inside = [f"losses.{name}.{loss.inside}" for name, loss in losses.items() if loss.inside]
     if switch is True and inside:
         raise ValueError(
-            f"got training.compile=true and losses.{inside[0]}.adaptive=true, which takes gradients inside the model; "
-            "set one of them to false"
+            f"got training.compile=true and {inside[0]}, which takes gradients inside the model; change one of them"
         )
     return switch is True or (switch == "auto" and device.type == "cuda" and not inside)
 

@@ -414,9 +414,8 @@ def build(vae: nn.Module, losses: Mapping[str, Loss], *, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for loss in losses.values():
-            if isinstance(loss, AdaptiveLoss):
-                axes = vae.dim if vae.image_size is None else 0
-                loss.build(in_channels=vae.in_channels, latent_dim=vae.latent_dim, dim=vae.dim, latent_axes=axes)  # type: ignore[arg-type]
+            axes = vae.dim if vae.image_size is None else 0
+            loss.build(in_channels=vae.in_channels, latent_dim=vae.latent_dim, dim=vae.dim, latent_axes=axes)  # type: ignore[arg-type]
 
 
 def _layout(dim: int) -> torch.memory_format:

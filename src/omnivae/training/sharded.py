@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from omnivae.losses import AdaptiveLoss, Loss
+from omnivae.losses import Loss
 from omnivae.training.config import TrainingConfig
 from omnivae.training.distributed import TIMEOUT
 from omnivae.training.ema import lerp_all, warmed_up
@@ -53,11 +53,10 @@ def check_sharded(config: TrainingConfig, losses: Mapping[str, Loss]) -> None:
         if getattr(config, name) == bad:
             good = "bf16 or 32" if name == "precision" else "auto or false"
             raise ValueError(f"got training.{name}={bad} with training.strategy=fsdp; set it to {good}, or use ddp")
-    inside = [n for n, v in losses.items() if isinstance(v, AdaptiveLoss) and v.adaptive and v.through_decoder]
+    inside = [f"losses.{name}.{loss.inside}" for name, loss in losses.items() if loss.inside]
     if inside:
         raise ValueError(
-            f"got training.strategy=fsdp and losses.{inside[0]}.adaptive=true, which takes gradients inside the model; set the "
-            "latter to false, or use ddp"
+            f"got training.strategy=fsdp and {inside[0]}, which takes gradients inside the model; change the latter, or use ddp"
         )
 
 
