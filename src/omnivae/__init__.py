@@ -19,14 +19,19 @@ from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes import (
     TransVAE,
+    autoencoder,
     beta_vae,
     cnn_vae,
     conv_vae,
+    fsq_vae,
+    full_covariance_vae,
     kl_autoencoder,
+    lfq_vae,
     mixture_vae,
     swin_vae,
     vamp_vae,
     vit_vae,
+    vq_vae,
 )
 from omnivae.types import Batch, Latent, VAEOutput
 
@@ -57,14 +62,18 @@ __all__ = [
     "StandardNormal",
     "TransVAE",
     "VAEOutput",
+    "autoencoder",
     "beta_vae",
     "cnn_vae",
     "compare",
     "conv_vae",
     "evaluate",
     "from_config",
+    "fsq_vae",
+    "full_covariance_vae",
     "kl_autoencoder",
     "kl_divergence",
+    "lfq_vae",
     "load_data",
     "mixture_vae",
     "preprocess_image",
@@ -73,4 +82,5 @@ __all__ = [
     "to_config",
     "vamp_vae",
     "vit_vae",
+    "vq_vae",
 ]

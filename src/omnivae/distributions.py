@@ -173,6 +173,8 @@ def closed_form_kl(q: Any, p: Distribution) -> Tensor | None:
     Returns:
         ``[B]`` or ``None``.
     """
+    if hasattr(q, "closed_form_kl"):
+        return q.closed_form_kl(p)
     density = q.distribution() if hasattr(q, "distribution") else q
     try:
         return torch_kl_divergence(density, p)

@@ -41,8 +41,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "--metrics",
         type=str,
         nargs="+",
-        default=["psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"],
-        help="also: nll (importance-weighted bound), bits_per_dim, kl, active_units",
+        help="psnr, ssim, ms_ssim, mse, l1 and, where the posterior has a density, elbo unless told; also: "
+        "nll (importance-weighted bound), bits_per_dim, kl, active_units",
     )
     parser.add_argument(
         "--json",

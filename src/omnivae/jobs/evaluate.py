@@ -15,6 +15,7 @@ from omnivae.data import DataSplits, ImageDataset, load_data
 from omnivae.jobs.provenance import provenance_of
 from omnivae.jobs.train import data_for, is_same_data, run_data
 from omnivae.metrics import Evaluation, evaluate
+from omnivae.metrics.registry import measurable
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
 from omnivae.training.device import Precision, for_inference
@@ -43,7 +44,7 @@ def evaluate_model(
     *,
     path: str | None = None,
     split: Split = "auto",
-    metrics: Sequence[str] = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"),
+    metrics: Sequence[str] | None = None,
     limit: int | None = None,
     image_size: int | None = None,
     batch_size: int = 16,
@@ -60,7 +61,7 @@ def evaluate_model(
         path: the images; the run's own by default.
         split: which of them. "auto" is the test split of the run's own data and of data that comes with one, and every
             image of any other folder.
-        metrics: names of metrics.
+        metrics: names of metrics; psnr, ssim, ms_ssim, mse, l1 and, where the posterior has a density, elbo by default.
         limit: at most so many images.
         image_size: another size than in training, for models that take any.
         batch_size: images loaded at once; changes no digit, see :func:`omnivae.evaluate`.
@@ -81,7 +82,7 @@ def evaluate_model(
     return evaluate(
         loaded,
         dataset,
-        metrics,
+        measurable(("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"), loaded) if metrics is None else metrics,
         batch_size=batch_size,
         num_workers=num_workers,
         num_samples_nll=num_samples_nll,

@@ -21,6 +21,7 @@ from omnivae.data.formats import find
 from omnivae.data.header import Header, ReadOptions
 from omnivae.data.loading import split_images
 from omnivae.data.sources import ImageSource, PhotoCropSource
+from omnivae.distributions import DiagonalGaussian
 from omnivae.models import VAE
 
 log = logging.getLogger(__name__)
@@ -227,10 +228,10 @@ def encode_batches(
     )
     for batch in loader:
         posterior = model.encode(batch["x"].to(device, non_blocking=True))
-        if not (hasattr(posterior, "mean") and hasattr(posterior, "logvar")):
+        if not isinstance(posterior, DiagonalGaussian):
             raise ValueError(
-                f"the posterior of this {type(model).__name__} is a {type(posterior).__name__} without mean and logvar; a "
-                "posterior store holds Gaussian posteriors"
+                f"the posterior of this {type(model).__name__} is a {type(posterior).__name__}; a posterior store holds "
+                "the mean and log-variance of a diagonal Gaussian: use a model with a gaussian posterior"
             )
         size = posterior.input_size
         assert size is not None, "encode records the size of its images"

@@ -252,12 +252,13 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
     from omnivae.jobs.doctor import diagnose
     from omnivae.jobs.provenance import provenance_of
     from omnivae.metrics import evaluate
+    from omnivae.metrics.registry import measurable
     from omnivae.report import write_report
 
     model = VAE.from_pretrained(directory)
     subset = torch.utils.data.Subset(splits.test, range(min(len(splits.test), REPORT_IMAGES)))
     known = provenance_of(directory, splits, "test")
-    evaluation = evaluate(model, subset, REPORT_METRICS, provenance=known, progress=False)
+    evaluation = evaluate(model, subset, measurable(REPORT_METRICS, model), provenance=known, progress=False)
     evaluation.to_json(directory / "evaluation.json")
     return write_report(
         model,

@@ -112,3 +112,20 @@ def resolve(names: Sequence[str]) -> list[Metric]:
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}{suggestion(name, METRICS)}; available: {', '.join(METRICS)}")
     return [METRICS[name] for name in dict.fromkeys(names)]
+
+
+def measurable(names: Sequence[str], model: Any) -> list[str]:
+    """Return those of the names that a model has: one whose posterior has no density has no ELBO and no KL.
+
+    For defaults only: a metric that a user asks for is computed, or refused with the reason.
+
+    Args:
+        names: keys of ``METRICS``.
+        model: a VAE.
+
+    Returns:
+        The names, in their order.
+    """
+    if "density" in getattr(getattr(model, "posterior", None), "provides", {"density"}):
+        return list(names)
+    return [name for name in names if name not in ("elbo", "nll", "kl", "bits_per_dim", "active_units")]

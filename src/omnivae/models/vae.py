@@ -28,7 +28,7 @@ class VAE(nn.Module, Component):
         posterior: head from features to q(z|x).
         decoder: network from z to likelihood parameters.
         likelihood: module from parameters to p(x|z).
-        prior: module that returns p(z).
+        prior: module that returns p(z); ``None`` where the posterior has no density to compare with one.
         value_range: lowest and highest pixel value that the model is trained on; (-1, 1) or (0, 1) by convention.
         image_size: the one canvas that the model accepts (vector latents), or ``None`` when any size will do. Smaller
             images are padded to it.
@@ -49,7 +49,7 @@ class VAE(nn.Module, Component):
         posterior: nn.Module,
         decoder: Network,
         likelihood: nn.Module,
-        prior: nn.Module,
+        prior: nn.Module | None,
         *,
         value_range: Sequence[float] = (-1.0, 1.0),
         image_size: Sequence[int] | None = None,
@@ -227,7 +227,7 @@ class VAE(nn.Module, Component):
             if num_samples > 1:
                 raise ValueError(f"got sample=False and num_samples={num_samples}; a posterior has one mode")
             z, log_q = posterior.mode().unsqueeze(0), None
-        prior = self.prior(posterior.shape, self.encode, cond)
+        prior = None if self.prior is None else self.prior(posterior.shape, self.encode, cond)
         likelihood = self.likelihood(z, cond, size=posterior.input_size)
         return VAEOutput(latents=(Latent(posterior, prior, z, log_q),), likelihood=likelihood)
 
@@ -255,8 +255,13 @@ class VAE(nn.Module, Component):
             Images ``[n, C, *S]`` in the value range.
 
         Raises:
-            ValueError: when the size is needed and unknown.
+            ValueError: when the size is needed and unknown, or the model has no prior.
         """
+        if self.prior is None:
+            raise ValueError(
+                f"this model has no prior to sample from: its {type(self.posterior).__name__} has no density. Reconstruct images "
+                "with it, or train a model with a gaussian posterior"
+            )
         size = size or self.image_size or self.statistics.get("image_size")
         if size is None:
             raise ValueError(

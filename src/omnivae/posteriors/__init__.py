@@ -1,5 +1,20 @@
 """Posterior heads: encoder features to q(z|x)."""
 
+from omnivae.posteriors.full_covariance import FullCovarianceGaussian, FullCovarianceGaussianPosterior
 from omnivae.posteriors.gaussian import GaussianPosterior, PosteriorHead
+from omnivae.posteriors.point_mass import PointMass, PointMassPosterior
+from omnivae.posteriors.quantised import FSQPosterior, LFQPosterior, QuantisedHead, QuantisedPosterior, VQPosterior
 
-__all__ = ["GaussianPosterior", "PosteriorHead"]
+__all__ = [
+    "FSQPosterior",
+    "FullCovarianceGaussian",
+    "FullCovarianceGaussianPosterior",
+    "GaussianPosterior",
+    "LFQPosterior",
+    "PointMass",
+    "PointMassPosterior",
+    "PosteriorHead",
+    "QuantisedHead",
+    "QuantisedPosterior",
+    "VQPosterior",
+]

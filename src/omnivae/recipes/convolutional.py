@@ -27,7 +27,7 @@ SWIN_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 def conv_model(
     make_posterior: Callable[[int, int, int], PosteriorHead],
-    make_prior: Callable[[], Prior],
+    make_prior: Callable[[], Prior | None],
     *,
     in_channels: int,
     image_size: int | Sequence[int] | None,
@@ -43,7 +43,7 @@ def conv_model(
 
     Args:
         make_posterior: from the encoder's channels, the latent's channels and its number of spatial axes to a head.
-        make_prior: builds the prior.
+        make_prior: builds the prior; returns ``None`` where there is none.
         in_channels: as for :func:`conv_vae`, like everything below.
         image_size: edge length or size.
         latent_dim: channels of z.

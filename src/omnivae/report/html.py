@@ -189,6 +189,10 @@ def _reconstructions(model: Any, shown: list[Mapping[str, Any]], device: torch.d
 
 
 def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, seed: int) -> Section:
+    if getattr(model, "prior", model) is None:
+        return page.section(
+            "Samples", "This model has no prior, because its posterior has no density: nothing to draw from."
+        )
     size = tuple(shown[0]["x"].shape[1:])
     count = SAMPLE_COLUMNS * (4 if math.prod(size) <= 128**2 else 2)
     generator = torch.Generator().manual_seed(seed)

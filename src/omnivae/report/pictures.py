@@ -32,7 +32,10 @@ def run_picture(model: Any, x: Tensor, *, cond: Tensor | None = None, seed: int 
 
     with evaluating(model):
         generator = torch.Generator().manual_seed(seed)
-        samples = model.sample(len(x), size=tuple(x.shape[2:]), cond=cond, generator=generator).cpu()
+        # A model without a prior (a plain autoencoder, a quantised one) has nothing to draw from.
+        draws = getattr(model, "prior", model) is not None
+        size = tuple(x.shape[2:])
+        samples = model.sample(len(x), size=size, cond=cond, generator=generator).cpu() if draws else None
     decoded = reconstruct(model, x, cond).cpu()
     grid = comparison_grid(x.cpu(), decoded, model.value_range, samples=samples, alpha=has_alpha(model))
     return images.fromarray(grid)

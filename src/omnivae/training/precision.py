@@ -230,8 +230,10 @@ def sample_calls(
             handle = network.register_forward_pre_hook(lambda module, args, into=calls[name]: into.append(args))
             stack.callback(handle.remove)
         posterior = model.encode(x)
-        prior = model.prior(posterior.shape, model.encode, None)
-        for z in (posterior.mode(), posterior.rsample(1)[0][0], prior.sample()):
+        latents = [posterior.mode(), posterior.rsample(1)[0][0]]
+        if model.prior is not None:
+            latents.append(model.prior(posterior.shape, model.encode, None).sample())
+        for z in latents:
             model.decode(z.expand(posterior.shape))
     return calls
 

@@ -1,0 +1,256 @@
+"""The convolutional autoencoder with other posteriors: full covariance, none (a plain autoencoder), and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from omnivae.likelihoods import Likelihood
+from omnivae.models import VAE
+from omnivae.posteriors import (
+    FSQPosterior,
+    FullCovarianceGaussianPosterior,
+    LFQPosterior,
+    PointMassPosterior,
+    VQPosterior,
+)
+from omnivae.priors import StandardNormal
+from omnivae.recipes.convolutional import conv_model
+
+
+def full_covariance_vae(
+    *,
+    in_channels: int = 1,
+    image_size: int | Sequence[int] = 28,
+    latent_dim: int = 16,
+    channels: Sequence[int] = (32, 64),
+    dim: int = 2,
+    likelihood: str | Likelihood = "bernoulli",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return a VAE with a full-covariance Gaussian posterior (Kingma & Welling, An Introduction to VAEs, 2019, section 2.5.1).
+
+    Args:
+        in_channels: image channels.
+        image_size: edge length or size of the canvas.
+        latent_dim: size of the vector z.
+        channels: output channels of each encoder stage.
+        dim: number of spatial axes, 1 to 3.
+        likelihood: name or object.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> full_covariance_vae(latent_dim=4).posterior.projection.out_features
+        14
+    """
+    return conv_model(
+        FullCovarianceGaussianPosterior,
+        StandardNormal,
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        dim=dim,
+        norm="batch",
+        latent="vector",
+        likelihood=likelihood,
+        value_range=value_range,
+    )
+
+
+def autoencoder(
+    *,
+    in_channels: int = 1,
+    image_size: int | Sequence[int] | None = 28,
+    latent_dim: int = 32,
+    channels: Sequence[int] = (32, 64),
+    dim: int = 2,
+    latent: Literal["vector", "spatial"] = "vector",
+    likelihood: str | Likelihood = "gaussian_fixed",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return a plain autoencoder: no noise, no prior; the ``norm`` loss makes it a regularised one (Ghosh et al., 2020).
+
+    Args:
+        in_channels: image channels.
+        image_size: edge length or size, as for ``conv_vae``.
+        latent_dim: channels of z.
+        channels: output channels of each encoder stage.
+        dim: number of spatial axes, 1 to 3.
+        latent: "vector" or "spatial".
+        likelihood: name or object; Gaussian with scale 1 by default: half the squared error.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> autoencoder().prior is None
+        True
+    """
+    return conv_model(
+        PointMassPosterior,
+        lambda: None,
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        dim=dim,
+        norm="batch",
+        latent=latent,
+        likelihood=likelihood,
+        value_range=value_range,
+    )
+
+
+def vq_vae(
+    *,
+    in_channels: int = 3,
+    image_size: int | Sequence[int] | None = 32,
+    latent_dim: int = 64,
+    channels: Sequence[int] = (128, 256),
+    dim: int = 2,
+    num_codes: int = 512,
+    num_books: int = 1,
+    decay: float = 0.99,
+    revive_below: float = 0.05,
+    likelihood: str | Likelihood = "gaussian_fixed",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return a VQ-VAE (van den Oord et al., Neural Discrete Representation Learning, 2017); residual with several codebooks.
+
+    The paper's 512 codes of 64 channels at an eighth of the pixels' number, moving averages with decay 0.99. The loss
+    ``commitment`` belongs to it, with weight 0.25.
+
+    Args:
+        in_channels: image channels.
+        image_size: size of the training images; any size goes through.
+        latent_dim: channels of a code.
+        channels: output channels of each encoder stage.
+        dim: number of spatial axes, 1 to 3.
+        num_codes: size of a codebook.
+        num_books: codebooks, each for what the ones before left over (Zeghidour et al., SoundStream, 2021).
+        decay: of the codebook's moving averages.
+        revive_below: part of the average use below which a code is replaced.
+        likelihood: name or object; Gaussian with scale 1 by default: half the squared error.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> vq_vae(num_codes=16, channels=(8, 16)).posterior.num_codes
+        16
+    """
+    return conv_model(
+        lambda features, latent_dim, axes: VQPosterior(
+            features,
+            latent_dim,
+            axes,
+            num_codes=num_codes,
+            num_books=num_books,
+            decay=decay,
+            revive_below=revive_below,
+        ),
+        lambda: None,
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        dim=dim,
+        norm="group",
+        latent="spatial",
+        likelihood=likelihood,
+        value_range=value_range,
+    )
+
+
+def fsq_vae(
+    *,
+    in_channels: int = 3,
+    image_size: int | Sequence[int] | None = 32,
+    levels: Sequence[int] = (8, 5, 5, 5),
+    channels: Sequence[int] = (128, 256),
+    dim: int = 2,
+    likelihood: str | Likelihood = "gaussian_fixed",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return an autoencoder with finite scalar quantisation (Mentzer et al., Finite Scalar Quantization, 2023).
+
+    Args:
+        in_channels: image channels.
+        image_size: size of the training images; any size goes through.
+        levels: levels of each channel of z; by default the paper's for about 2**10 codes.
+        channels: output channels of each encoder stage.
+        dim: number of spatial axes, 1 to 3.
+        likelihood: name or object; Gaussian with scale 1 by default: half the squared error.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> fsq_vae(channels=(8, 16)).posterior.num_codes
+        1000
+    """
+    return conv_model(
+        lambda features, _, axes: FSQPosterior(features, tuple(levels), axes),
+        lambda: None,
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=len(levels),
+        channels=channels,
+        dim=dim,
+        norm="group",
+        latent="spatial",
+        likelihood=likelihood,
+        value_range=value_range,
+    )
+
+
+def lfq_vae(
+    *,
+    in_channels: int = 3,
+    image_size: int | Sequence[int] | None = 32,
+    latent_dim: int = 10,
+    channels: Sequence[int] = (128, 256),
+    dim: int = 2,
+    likelihood: str | Likelihood = "gaussian_fixed",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return an autoencoder with lookup-free codes (Yu et al., Language Model Beats Diffusion, 2024).
+
+    The losses ``commitment`` and ``entropy`` belong to it, with the weights 0.25 and 0.1.
+
+    Args:
+        in_channels: image channels.
+        image_size: size of the training images; any size goes through.
+        latent_dim: bits of a code.
+        channels: output channels of each encoder stage.
+        dim: number of spatial axes, 1 to 3.
+        likelihood: name or object; Gaussian with scale 1 by default: half the squared error.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> lfq_vae(channels=(8, 16)).posterior.num_codes
+        1024
+    """
+    return conv_model(
+        LFQPosterior,
+        lambda: None,
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        dim=dim,
+        norm="group",
+        latent="spatial",
+        likelihood=likelihood,
+        value_range=value_range,
+    )
