@@ -23,6 +23,7 @@ NAMES = words("""
     VAEOutput beta_vae cnn_vae
     compare conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
     to_config vit_vae mixture_vae vamp_vae
+    autoencoder fsq_vae full_covariance_vae lfq_vae vq_vae
 """)
 
 TRAIN = words("""
@@ -41,7 +42,9 @@ TRAIN = words("""
     losses.gan.adaptive
     losses.gan.channels losses.gan.discriminator_learning_rate losses.gan.loss losses.gan.num_layers
     losses.gan.start_step losses.gan.weight losses.kl.capacity losses.kl.free_bits losses.kl.per_element
-    losses.kl.weight losses.l1.per_element losses.l1.weight losses.lpips.network losses.lpips.value_range
+    losses.kl.weight losses.commitment.per_element losses.commitment.weight
+    losses.entropy.per_element losses.entropy.weight losses.norm.per_element losses.norm.weight
+    losses.l1.per_element losses.l1.weight losses.lpips.network losses.lpips.value_range
     losses.lpips.weight losses.lpips.weights_path losses.ms_ssim.value_range losses.ms_ssim.weight
     losses.mse.per_element losses.mse.weight losses.nll.num_samples losses.nll.per_element losses.nll.weight
     losses.vf.adaptive losses.vf.margin_cosine losses.vf.margin_distance losses.vf.model losses.vf.value_range
@@ -79,6 +82,21 @@ RECIPE_ARGUMENTS = {
     "swin_vae": """
         depths dims head_dim in_channels input_resolution latent_dim likelihood patch_size recipe value_range
         variant window_size
+    """,
+    "full_covariance_vae": """
+        channels dim image_size in_channels latent_dim likelihood recipe value_range
+    """,
+    "autoencoder": """
+        channels dim image_size in_channels latent latent_dim likelihood recipe value_range
+    """,
+    "vq_vae": """
+        channels decay dim image_size in_channels latent_dim likelihood num_books num_codes recipe revive_below value_range
+    """,
+    "fsq_vae": """
+        channels dim image_size in_channels levels likelihood recipe value_range
+    """,
+    "lfq_vae": """
+        channels dim image_size in_channels latent_dim likelihood recipe value_range
     """,
     "mixture_vae": """
         channels image_size in_channels latent_dim likelihood num_components recipe value_range

@@ -9,6 +9,7 @@ from omnivae.losses.disentanglement import DIP, TC, Decomposition, decompose
 from omnivae.losses.divergences import MMD, mmd
 from omnivae.losses.elbo import KL, NLL
 from omnivae.losses.latent_adversarial import AAE, Factor, permute_dimensions
+from omnivae.losses.penalty import CodeEntropy, Commitment, LatentNorm, Penalty
 from omnivae.losses.perceptual import LPIPS
 from omnivae.losses.reconstruction import L1, MSE, MSSSIM
 from omnivae.losses.schedules import (
@@ -35,13 +36,17 @@ __all__ = [
     "TC",
     "VF",
     "AdaptiveLoss",
+    "CodeEntropy",
+    "Commitment",
     "ConstantSchedule",
     "CosineSchedule",
     "CyclicalSchedule",
     "Decomposition",
     "Factor",
+    "LatentNorm",
     "LinearSchedule",
     "Loss",
+    "Penalty",
     "Schedule",
     "decompose",
     "loss_classes",

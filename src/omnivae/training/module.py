@@ -389,9 +389,11 @@ def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
     for name, loss in losses.items():
         missing = loss.needs - provides
         if missing:
+            # What no Gaussian has either is a term of one kind of posterior.
+            other = "a gaussian posterior" if missing <= {"density", "diagonal"} else "a model whose posterior has it"
             raise ValueError(
                 f"the loss {name!r} needs a posterior with {', '.join(sorted(missing))}, which {type(vae.posterior).__name__} "
-                f"does not have: drop {name!r}, or use a gaussian posterior"
+                f"does not have: drop {name!r}, or use {other}"
             )
         if getattr(loss, "value_range", False) is None:
             loss.value_range = vae.value_range  # type: ignore[assignment]
