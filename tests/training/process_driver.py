@@ -86,9 +86,11 @@ class Gradients:
         VAEModule.on_before_optimizer_step, DiagonalGaussian.rsample, torch.nn.BatchNorm2d.forward = self.saved
 
 
-def equal(directory, name, **settings):
+def equal(directory, name, broken=None, **settings):
     """A run without noise, to be compared with that of one process."""
     train = Asked()
+    if broken is not None:
+        train.x[broken, 0, 3, 3] = torch.nan
     # The discriminator is built by the run.
     torch.set_default_dtype(torch.float64)
     # Every process starts from other weights; rank 0's are the run's.
@@ -188,6 +190,8 @@ def refused(directory):
 
 
 SCENARIOS = {
+    # An image that only one of the processes has, and which all of them must leave out.
+    "broken": lambda d: equal(d, "gan", broken=5, on_nonfinite="skip"),
     "refused": refused,
     "nll": lambda d: equal(d, "nll", accumulate=2),
     "l1": lambda d: equal(d, "l1"),
