@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from omnivae.files import CannotWrite, replace_atomic, system_error, write_atomic
 
@@ -22,6 +23,15 @@ def test_a_file_appears_with_its_folders(tmp_path):
     write_atomic(tmp_path / "a" / "b.txt", b"new")
     assert (tmp_path / "a" / "b.txt").read_bytes() == b"new"
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.txt"]
+
+
+def test_a_file_has_the_permissions_of_any_other(tmp_path):
+    from omnivae.training.checkpoint_io import write_tree
+
+    (tmp_path / "plain").touch()
+    write_atomic(tmp_path / "a", b"new")
+    write_tree(tmp_path / "b.safetensors", {"x": torch.zeros(3)})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

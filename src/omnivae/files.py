@@ -62,9 +62,13 @@ def replace_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A new file has the permissions that this process gives its files; some libraries make theirs private.
+        beside.touch()
+        mode = beside.stat().st_mode
         write(beside)
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
+        beside.chmod(mode)
         beside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:

@@ -260,3 +260,12 @@ def test_one_pixel_images(tmp_path):
     splits = load_data(DataConfig(str(tmp_path)))
     assert splits.image_size == (1, 1)
     assert splits.train[0]["x"].shape == (3, 1, 1)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    for i in range(3):
+        write(tmp_path / "train" / f"{i}.png")
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "up").symlink_to(tmp_path)
+    splits = load_data(DataConfig(str(tmp_path)))
+    assert sorted(keys(splits)["val"]) == ["val/0.png", "val/1.png", "val/2.png"]

@@ -368,3 +368,19 @@ def test_every_shard_tells_by_itself_what_it_holds(model, pictures, tmp_path):
     shard, store = read_shard(file), PosteriorStore(file)
     assert shard.store["model"] == store.info["model"]
     assert contents(file) == contents(tmp_path / "store")
+
+
+@pytest.mark.parametrize("narrower", [{"limit": 3}, {"part": "test"}])
+def test_a_narrower_choice_does_not_drop_what_it_leaves_out(model, pictures, tmp_path, narrower):
+    encode(model, tmp_path / "store", pictures)
+    before = len(PosteriorStore(tmp_path / "store"))
+    with pytest.raises(ValueError, match=r"--data\.(limit 3|split test) would drop entries"):
+        encode(model, tmp_path / "store", pictures, **narrower)
+    assert len(PosteriorStore(tmp_path / "store")) == before > 3
+
+
+def test_a_wider_choice_adds(model, pictures, tmp_path):
+    encode(model, tmp_path / "store", pictures, limit=3)
+    assert len(PosteriorStore(tmp_path / "store")) == 3
+    encode(model, tmp_path / "store", pictures)
+    assert len(PosteriorStore(tmp_path / "store")) > 3

@@ -123,6 +123,25 @@ def test_a_run_refuses_another_configuration_unless_told(folder, tmp_path, caplo
     assert any("learning_rate" in message for message in caplog.messages)
 
 
+def test_a_run_from_before_an_option_existed_continues(folder, tmp_path):
+    import yaml
+
+    train(config(folder), tmp_path / "run", progress=False, report=False)
+    path = tmp_path / "run" / "config.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["data"]["clip"], old["training"]["accumulate"], old["losses"]["nll"]
+    old["losses"] = {"nll": {"weight": 1.0}, **old["losses"]}
+    path.write_text(yaml.safe_dump(old))
+    assert train(config(folder, max_steps=4), tmp_path / "run", progress=False, report=False).step == 4
+
+
+def test_what_cannot_change_a_result_may_differ(folder, tmp_path):
+    train(config(folder), tmp_path / "run", progress=False, report=False)
+    other = config(folder, max_steps=4, on_nonfinite="skip", log_every=2)
+    other.data = DataConfig(str(folder), cache=False, verify="headers", num_workers=0)
+    assert train(other, tmp_path / "run", progress=False, report=False).step == 4
+
+
 def test_another_model_is_refused_even_then(folder, tmp_path):
     train(config(folder), tmp_path / "run", progress=False, report=False)
     changed = config(folder, max_steps=5)

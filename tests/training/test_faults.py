@@ -235,14 +235,37 @@ def test_a_run_that_only_skips_stops(tmp_path):
     data.x[:] = math.nan
     with pytest.raises(FloatingPointError, match="and 20 updates before it") as stopped:
         run(tmp_path, train=data, max_steps=40, on_nonfinite="skip")
-    # The first records hold what a replay needs, later ones do not: no command is named that cannot work.
+    # The first records and the last one hold what a replay needs: no command is named that cannot work.
     assert "flight record: " in str(stopped.value)
-    assert "omnivae replay" not in str(stopped.value)
+    assert "omnivae replay" in str(stopped.value)
 
 
 def test_the_learning_rate_that_is_proposed_is_one_to_train_with(tmp_path):
     with pytest.raises(FloatingPointError, match=r"it was 1e\+30; try 0\.001\)"):
         run(tmp_path, train=NamedImages(), max_steps=6, learning_rate=1e30)
+
+
+def test_the_checkpoint_kept_is_from_before_the_updates_that_were_skipped(tmp_path):
+    data = NamedImages()
+
+    def spoil(model, step):
+        if step == 6:
+            data.x[:] = math.nan
+
+    with pytest.raises(FloatingPointError, match=r"the last good checkpoint is of step 6\b"):
+        run(tmp_path, train=data, max_steps=40, on_nonfinite="skip", checkpoint_every=2, draw=spoil, draw_every=1)
+    # The step at which the run stopped can be replayed, although the room for others was used up.
+    stopped = max(records(tmp_path), key=lambda record: record["step"])
+    assert stopped["step"] == 27
+    assert replay(stopped["replay"].removeprefix("omnivae replay "))[1].cause == "input"
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_the_diagnosis(tmp_path, caplog):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "flight").write_text("a file where the folder should be")
+    with pytest.raises(FloatingPointError, match=r"folder/13\.png"):
+        inject("NaN pixel", tmp_path / "run")
+    assert any(message.startswith("no flight record: ") for message in caplog.messages)
 
 
 def test_skipping_survives_an_interruption(tmp_path):

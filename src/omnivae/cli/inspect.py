@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from omnivae.jobs.inspect import Inspection
 
 _SHOWN = 20
+#: Files that cannot be used, by name.
+_MOST_FILES = 50
 _NOT_HERE = {"path", "flip", "random_crop", "num_workers", "binarize", "cache", "resolutions"}
 
 
@@ -118,8 +120,10 @@ def tables(found: Inspection) -> list[Any]:
             "file", "reason", title=f"{plural(len(found.unreadable), 'image')} cannot be used", title_justify="left"
         )
         table.columns[0].overflow = table.columns[1].overflow = "fold"
-        for name, reason in found.unreadable:
+        for name, reason in found.unreadable[:_MOST_FILES]:
             table.add_row(_plain(name), _plain(reason))
+        if len(found.unreadable) > _MOST_FILES:
+            table.add_row(f"and {len(found.unreadable) - _MOST_FILES:,} more", "--json FILE lists all")
         shown.append(table)
     if found.duplicates:
         title = f"{plural(len(found.duplicates), 'group')} of images with the same content"

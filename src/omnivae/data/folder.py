@@ -88,7 +88,7 @@ def read_folder(
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Yield all visible files, relative to ``root``, with forward slashes; linked folders are entered once.
+    """Yield all visible files, relative to ``root``, with forward slashes; links are followed, but not in circles.
 
     Raises:
         ValueError: for a folder that cannot be listed, or a name that is no text.
@@ -99,13 +99,15 @@ def walk(root: Path) -> Iterator[str]:
             f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it"
         ) from error
 
-    seen: set[str] = set()
+    above: dict[str, frozenset[str]] = {}
     for folder, subfolders, files in os.walk(root, onerror=stop, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        parents = above.get(os.path.dirname(folder), frozenset())
+        if real in parents:
+            # A link to a folder that it lies in.
             subfolders.clear()
             continue
-        seen.add(real)
+        above[folder] = parents | {real}
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = Path(folder).relative_to(root)
         for name in files:

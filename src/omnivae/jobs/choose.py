@@ -53,7 +53,8 @@ def choose(splits: DataSplits) -> dict[str, Any]:
     smallest = min(splits.image_size)
     batch_size = min(64 if smallest <= SMALL else 16, len(splits.train))
     if max(splits.image_size) <= SMALL:
-        likelihood = "bernoulli" if splits.channels == 1 else "gaussian"
+        # Grey of 8 bits is ink on paper more often than a measurement; more bits are one.
+        likelihood = "bernoulli" if splits.channels == 1 and splits.native.bit_depth <= 8 else "gaussian"
         channels = [32, 64, 128][: max(2, (smallest - 1).bit_length() - 2)]
         norm = {"norm": "none"} if batch_size == 1 else {}
         return {

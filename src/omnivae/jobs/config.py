@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ SECTIONS = ("model", "data", "losses", "training", "checkpoint")
 #: What decides a run's result; the other fields may differ when a run is continued.
 CONTINUABLE = {
     "max_steps", "num_epochs", "checkpoint_every", "validate_every", "log_every", "draw_every", "val_images", "devices",
-    "num_nodes", "strategy", "num_workers",
+    "num_nodes", "strategy", "num_workers", "on_nonfinite", "verify", "on_error", "cache", "download",
 }  # fmt: skip
 
 
@@ -209,15 +210,33 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return what two configurations disagree on, apart from what a continued run may change.
 
     Args:
-        old: a run's ``config.yaml``.
+        old: a run's ``config.yaml``; options that came later have their defaults.
         new: what is asked for.
 
     Returns:
         ``"training.batch_size: 32 there, 64 asked"``, one for each key.
     """
-    left, right = flatten(old), flatten(new)
+    left, right = flatten(_completed(old)), flatten(_completed(new))
     keys = [k for k in left | right if left.get(k) != right.get(k) and k.rsplit(".", 1)[-1] not in CONTINUABLE]
     return [f"{key}: {left.get(key, 'absent')} there, {right.get(key, 'absent')} asked" for key in keys]
+
+
+def _completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the defaults of options that did not exist when it was written."""
+    classes = loss_classes()
+    defaults = {
+        name: {
+            key: parameter.default
+            for key, parameter in inspect.signature(classes[name].__init__).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        for name in values.get("losses", {})
+        if name in classes
+    }
+    losses = {name: defaults.get(name, {}) | dict(given) for name, given in values.get("losses", {}).items()}
+    sections = {"data": asdict(DataConfig()), "training": asdict(TrainingConfig())}
+    completed = {name: section | dict(values.get(name, {})) for name, section in sections.items()}
+    return _plain({**values, **completed, "losses": losses})
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -241,9 +242,23 @@ def _agree(target: Path, info: dict[str, Any]) -> dict[str, Any]:
         else:
             got, had = f"with {name} {ours[name]}", f"with {name} {theirs[name]}"
         raise ValueError(f"{target} holds latents {had}, not {got}; give these another --output")
+    _refuse_fewer(target, info["recipe"], old.get("recipe", {}))
     # Entries of classes that are gone stay readable until they are dropped at the end.
     known = list(info["classes"] or [])
     return info | {"classes": known + [c for c in old["classes"] or [] if c not in known] or None}
+
+
+def _refuse_fewer(target: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Refuse to take the images that a narrower choice leaves out for images that are gone."""
+    for name, option, narrower in (
+        ("split", "--data.split", ours["split"] not in ("all", theirs.get("split", "all"))),
+        ("limit", "--data.limit", ours["limit"] is not None and ours["limit"] < (theirs.get("limit") or math.inf)),
+    ):
+        if narrower:
+            raise ValueError(
+                f"{target} was encoded with {option} {theirs.get(name) or 'all'}, and {option} {ours[name]} would drop entries from "
+                f"it: repeat the command without {option}, or give these images another --output"
+            )
 
 
 def _sort_out(

@@ -300,7 +300,7 @@ def _own_remarks(inspection: Inspection) -> list[str]:
         equal = " = ".join(f"{name} ({split})" for name, split in group[:3])
         remarks.append(
             f"{plural(inspection.leaks, 'image')} in more than one split, e.g. {equal}: what is measured on "
-            "them is flattered; remove one of each"
+            "them is flattered; remove all but one of each"
         )
     if inspection.constant_channels:
         remarks.append(f"constant: {'; '.join(inspection.constant_channels[:_NAMED])}: nothing can be learnt from them")

@@ -184,6 +184,10 @@ def write_info(directory: Path, info: dict[str, Any]) -> None:
         write_atomic(directory / STORE, text.encode())
 
 
+#: How long a process of a launch waits for one that holds the store for a moment.
+_PATIENCE_S = 60.0
+
+
 @contextmanager
 def locked(directory: Path, *, rank: int = 0, world_size: int = 1) -> Iterator[None]:
     """Hold a store for writing: one process alone, or the processes of one launch, each once.
@@ -197,7 +201,11 @@ def locked(directory: Path, *, rank: int = 0, world_size: int = 1) -> Iterator[N
         BlockingIOError: when another process writes to it.
     """
     with (directory / LOCK).open("ab") as everybody, (directory / f"{LOCK}-rank{rank:03d}").open("ab") as own:
-        if not (_lock(everybody, shared=world_size > 1) and _lock(own)):
+        # Another process of this launch may be done already, and be looking whether it was the last.
+        end = time.monotonic() + (_PATIENCE_S if world_size > 1 else 0.0)
+        while not (held := _lock(everybody, shared=world_size > 1)) and time.monotonic() < end:
+            time.sleep(0.1)
+        if not (held and _lock(own)):
             raise BlockingIOError(f"another `omnivae encode` is writing to {directory}: wait for it, or stop it")
         # A killed run leaves the file it was writing; nobody else writes under this name while the lock is held.
         prefix = "shard-" if world_size == 1 else f"shard-rank{rank:03d}-"

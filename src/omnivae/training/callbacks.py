@@ -234,6 +234,7 @@ class Checkpoints(pl.Callback):
         self.directory, self.every, self._save_model = directory / CHECKPOINTS, every, save_model
         self.best = math.inf
         self._saved = -1
+        self._due = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best validation total so far."""
@@ -255,9 +256,13 @@ class Checkpoints(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is time."""
         step = trainer.global_step
-        accumulating = trainer.fit_loop._should_accumulate()
-        if not accumulating and step != self._saved and (step % self.every == 0 or step >= trainer.max_steps):
+        if trainer.fit_loop._should_accumulate() or step == self._saved:
+            return
+        self._due = self._due or step % self.every == 0
+        # While updates are being skipped, the weights may be what is wrong: the checkpoint before is the one to keep.
+        if (self._due and not pl_module.guard.in_a_row) or step >= trainer.max_steps:
             self.save(trainer, pl_module)
+            self._due = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep a copy of the best."""

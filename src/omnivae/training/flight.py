@@ -7,6 +7,7 @@ batch and the state of the random number generators. No pickle.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ from omnivae.training.config import TrainingConfig
 from omnivae.training.diagnosis import Diagnosis, Step
 from omnivae.training.inputs import names_of
 from omnivae.training.order import UnreadableData
+
+log = logging.getLogger(__name__)
 
 FLIGHT, RECORD, BUNDLE = "flight", "record.json", f"replay{SUFFIX}"
 #: Replay bundles hold the weights: so many are kept of a run that skips bad updates; further steps leave their record only.
@@ -67,7 +70,7 @@ class FlightRecorder(pl.Callback):
             "data",
             files=[file],
         )
-        self.folder = self.record(self.unreadable, [])
+        self.folder = self.record(self.unreadable, [], final=True)
 
     @property
     def _last(self) -> Path:
@@ -87,27 +90,37 @@ class FlightRecorder(pl.Callback):
         record = f"; flight record: {self.folder}" if self.folder is not None else ""
         return f"{self.unreadable.summary}: {self.unreadable.advice}{record}; {self.last_good()}"
 
-    def record(self, diagnosis: Diagnosis, steps: list[Step]) -> Path | None:
+    def record(self, diagnosis: Diagnosis, steps: list[Step], *, final: bool = False) -> Path | None:
         """Write a record.
 
         Args:
             diagnosis: what was found.
             steps: the batches of the step; none where the data could not be read.
+            final: whether the run stops here: this step can be replayed, however many others can.
 
         Returns:
-            Its folder, or ``None`` when there are too many already.
+            Its folder, or ``None`` when there are too many already, or it cannot be written.
         """
+        try:
+            return self._record(diagnosis, steps, final)
+        except OSError as error:
+            # What went wrong with the step must be said all the same.
+            log.error("no flight record: %s", error)
+            return None
+
+    def _record(self, diagnosis: Diagnosis, steps: list[Step], final: bool) -> Path | None:
         assert self._trainer is not None
         trainer, module = self._trainer, self._module
         number = (steps[0].number if steps else trainer.global_step) + 1
         rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
         folder = self.directory / FLIGHT / f"step-{number:08d}{rank}"
         existing = sorted((self.directory / FLIGHT).glob(f"*/{RECORD}"))
-        if len(existing) >= MOST_RECORDS:
+        if len(existing) >= MOST_RECORDS and not final:
             return None
+        # A step that went bad before, and now again, has its new weights and images recorded.
+        (folder / BUNDLE).unlink(missing_ok=True)
         bundles = len(list((self.directory / FLIGHT).glob(f"*/{BUNDLE}")))
-        replayable = bool(steps) and bundles < MOST_BUNDLES
-        folder.mkdir(parents=True, exist_ok=True)
+        replayable = bool(steps) and (final or bundles < MOST_BUNDLES)
         if replayable:
             write_tree(folder / BUNDLE, _bundle(module, steps))
         last = self._last

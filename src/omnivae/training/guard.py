@@ -42,7 +42,7 @@ HISTORY = 50
 class Recorder(Protocol):
     """Writes flight records; see :class:`~omnivae.training.flight.FlightRecorder`."""
 
-    def record(self, diagnosis: Diagnosis, steps: list[Step]) -> Path | None:
+    def record(self, diagnosis: Diagnosis, steps: list[Step], *, final: bool = False) -> Path | None:
         """Write a record of a step that went bad; return its folder, or ``None`` when there are too many."""
 
     def last_good(self) -> str:
@@ -164,10 +164,11 @@ class Guard:
             self.in_a_row = 0 if finite else self.in_a_row + 1
             return True
         self._restore_buffers()
-        folder, diagnosis = self._examine() if own else (None, None)
         self.skipped += 1
         self.in_a_row += 1
-        if self.policy == "stop" or self.in_a_row > MOST_SKIPPED_IN_A_ROW:
+        final = self.policy == "stop" or self.in_a_row > MOST_SKIPPED_IN_A_ROW
+        folder, diagnosis = self._examine(final) if own else (None, None)
+        if final:
             raise (FloatingPointError if own else FailedElsewhere)(self._sentence(diagnosis, folder))
         if diagnosis is not None:
             log.warning("update of step %d skipped: %s", self._steps[0].number + 1, diagnosis.summary)
@@ -184,7 +185,7 @@ class Guard:
 
     # -- inside
 
-    def _examine(self) -> tuple[Path | None, Diagnosis | None]:
+    def _examine(self, final: bool) -> tuple[Path | None, Diagnosis | None]:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and _synchronises(self.module):
             # Computing the step again would wait for processes that do not.
             return None, None
@@ -193,7 +194,7 @@ class Guard:
             if diagnosis.cause != "unknown":
                 break
             diagnosis = self.diagnose(step)
-        folder = self.recorder.record(diagnosis, self._steps) if self.recorder is not None else None
+        folder = self.recorder.record(diagnosis, self._steps, final=final) if self.recorder is not None else None
         return folder, diagnosis
 
     def diagnose(self, step: Step) -> Diagnosis:
