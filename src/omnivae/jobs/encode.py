@@ -256,8 +256,8 @@ def _refuse_fewer(target: Path, ours: dict[str, Any], theirs: dict[str, Any]) ->
     ):
         if narrower:
             raise ValueError(
-                f"{target} was encoded with {option} {theirs.get(name) or 'all'}, and {option} {ours[name]} would drop entries from "
-                f"it: repeat the command without {option}, or give these images another --output"
+                f"{target} was encoded with {option} {theirs.get(name) or 'all'}, and {option} {ours[name]} would drop entries "
+                f"from it: repeat the command without {option}, or give these images another --output"
             )
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 from omnivae.losses import Loss
 from omnivae.training.autocast import HalfPrecision
 from omnivae.training.callbacks import Checkpoints, GracefulStop, Pictures, RunLog
-from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, read_tree
+from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, checkpoint_step
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
 from omnivae.training.distributed import (
@@ -249,11 +249,7 @@ def _start(last: Path, place: World) -> int:
 
 
 def _saved(last: Path) -> int | None:
-    return _global_step(last) if last.exists() else None
-
-
-def _global_step(checkpoint: Path) -> int:
-    return int(read_tree(checkpoint)["global_step"])
+    return checkpoint_step(last) if last.exists() else None
 
 
 class _quiet:
