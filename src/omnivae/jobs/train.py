@@ -302,6 +302,8 @@ def check_output(directory: Path, config: RunConfig, *, accept_changes: bool = F
             )
         if accept_changes:
             log.warning("continuing with another configuration: %s", "; ".join(different))
+            if any(change.startswith("training.ema: ") and change.endswith(" 0.0 asked") for change in different):
+                log.warning("without a moving average the run continues from the average that it had")
             return
         shown = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
         raise FileExistsError(
