@@ -260,6 +260,8 @@ class _quiet:
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        # Channels-last weights of 1 x 1 convolutions have two spellings of the same layout.
+        warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view")
         # Nothing here changes a network's output in place.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")
         self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
