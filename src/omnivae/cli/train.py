@@ -25,7 +25,7 @@ from omnivae.jobs.config import (
 from omnivae.jobs.train import REPORT
 from omnivae.jobs.train import train as run_training
 from omnivae.losses import loss_classes
-from omnivae.recipes import RECIPES
+from omnivae.recipes import MEMBERS, RECIPES
 from omnivae.training import TrainingConfig
 from omnivae.training.distributed import first_to_report
 from omnivae.training.world import launched, world
@@ -168,7 +168,11 @@ def read_run(argv: Sequence[str]) -> Request:
     if chosen and (values.get("losses") or flat_losses):
         chosen.pop("losses")
     elif not chosen and not named:
-        chosen = {"losses": {"l1": {"per_element": True}, "kl": {"weight": 1e-6}}}
+        # A recipe without a configuration is trained on the objective that it is known for.
+        known = MEMBERS[recipe]
+        chosen = {"losses": known.losses, "data": known.data, "training": known.training}
+        if _peek(argv, "--training.num_epochs") or values.get("training", {}).get("num_epochs"):
+            chosen["training"] = {k: v for k, v in known.training.items() if k != "max_steps"}
     elif chosen:
         named |= set(chosen["losses"])
     named |= set(chosen.get("losses", {}))

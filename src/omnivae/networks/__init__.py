@@ -2,6 +2,7 @@
 
 from omnivae.networks.conv import ConvDecoder, ConvEncoder
 from omnivae.networks.kl import KLDecoder, KLEncoder
+from omnivae.networks.mlp import MLPDecoder, MLPEncoder
 from omnivae.networks.swin import SwinDecoder, SwinEncoder
 from omnivae.networks.transvae import TransVAEDecoder, TransVAEEncoder
 
@@ -10,6 +11,8 @@ __all__ = [
     "ConvEncoder",
     "KLDecoder",
     "KLEncoder",
+    "MLPDecoder",
+    "MLPEncoder",
     "SwinDecoder",
     "SwinEncoder",
     "TransVAEDecoder",

@@ -17,6 +17,7 @@ from omnivae.networks.transvae import TransVAEDecoder, TransVAEEncoder
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes.common import likelihood_and_range
+from omnivae.recipes.family import RECONSTRUCTION, member
 
 #: variant -> (depths, base_dims); sizes within 2 % of TransVAE's.
 CNN_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -37,6 +38,12 @@ VIT_VARIANTS: dict[str, tuple[int, int]] = {
 }
 
 
+@member(
+    paper="A Hybrid Paradigm for Vision Autoencoders: Unifying CNNs and Transformers (2025), its baseline",
+    equation="TransVAE's objective; every block is a convolution",
+    purpose="a tokenizer without attention: fastest for each step",
+    losses=RECONSTRUCTION,
+)
 def cnn_vae(
     variant: str = "tiny",
     *,
@@ -75,6 +82,12 @@ def cnn_vae(
     return model
 
 
+@member(
+    paper="Dosovitskiy et al., An Image is Worth 16x16 Words (2021); the baseline of TransVAE's size",
+    equation="TransVAE's objective; patches and plain transformer blocks",
+    purpose="to see what convolution is worth",
+    losses=RECONSTRUCTION,
+)
 def vit_vae(
     variant: str = "tiny",
     *,

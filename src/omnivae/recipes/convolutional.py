@@ -14,6 +14,7 @@ from omnivae.networks.swin import SwinDecoder, SwinEncoder
 from omnivae.posteriors import GaussianPosterior, PosteriorHead
 from omnivae.priors import Prior, StandardNormal
 from omnivae.recipes.common import image_shape, likelihood_and_range
+from omnivae.recipes.family import RECONSTRUCTION, member
 
 #: variant -> (depths, dims) on each side, f16; sizes within 3 % of TransVAE's.
 SWIN_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -74,6 +75,11 @@ def conv_model(
     return model
 
 
+@member(
+    paper="Kingma & Welling, Auto-Encoding Variational Bayes (2013)",
+    equation="-E_q[log p(x|z)] + KL(q(z|x) ‖ N(0, I))",
+    purpose="small images, signals and volumes; the one to start with",
+)
 def conv_vae(
     *,
     in_channels: int = 3,
@@ -125,6 +131,13 @@ def conv_vae(
     )
 
 
+@member(
+    paper="Higgins et al., beta-VAE: Learning Basic Visual Concepts (2017)",
+    equation="-E_q[log p(x|z)] + β KL(q(z|x) ‖ N(0, I)), β = 4",
+    purpose="latent dimensions that vary one thing each, at the price of sharpness",
+    losses={"nll": {}, "kl": {"weight": 4.0}},
+    training={"batch_size": 64, "learning_rate": 5e-4},
+)
 def beta_vae(
     *,
     in_channels: int = 1,
@@ -162,6 +175,12 @@ def beta_vae(
     )
 
 
+@member(
+    paper="Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models (2022)",
+    equation="|x - x̂| + β KL(q(z|x) ‖ N(0, I)), β = 1e-6",
+    purpose="the tokenizer of Stable Diffusion, also in 1-D and 3-D",
+    losses=RECONSTRUCTION,
+)
 def kl_autoencoder(
     *,
     in_channels: int = 3,
@@ -213,6 +232,12 @@ def kl_autoencoder(
     return model
 
 
+@member(
+    paper="Liu et al., Swin Transformer (2021); the baseline of TransVAE's size",
+    equation="TransVAE's objective; attention within shifted windows",
+    purpose="to see what global attention is worth",
+    losses=RECONSTRUCTION,
+)
 def swin_vae(
     variant: str = "tiny",
     *,

@@ -16,8 +16,14 @@ from omnivae.posteriors import (
 )
 from omnivae.priors import StandardNormal
 from omnivae.recipes.convolutional import conv_model
+from omnivae.recipes.family import member
 
 
+@member(
+    paper="Kingma & Welling, An Introduction to Variational Autoencoders (2019), section 2.5.1",
+    equation="-E_q[log p(x|z)] + KL(N(μ, L Lᵀ) ‖ N(0, I))",
+    purpose="latent dimensions that depend on each other given the image; tighter bound with few dimensions",
+)
 def full_covariance_vae(
     *,
     in_channels: int = 1,
@@ -61,6 +67,12 @@ def full_covariance_vae(
     )
 
 
+@member(
+    paper="Ghosh et al., From Variational to Deterministic Autoencoders (2020)",
+    equation="-log p(x|z) + λ ‖z‖²/2, z = f(x), λ = 0.01",
+    purpose="reconstruction only: no noise, no prior",
+    losses={"nll": {}, "norm": {"weight": 0.01}},
+)
 def autoencoder(
     *,
     in_channels: int = 1,
@@ -106,6 +118,13 @@ def autoencoder(
     )
 
 
+@member(
+    paper="van den Oord et al., Neural Discrete Representation Learning (2017)",
+    equation="-log p(x|e_k) + β ‖z - sg[e_k]‖², k = argmin ‖z - e_k‖, codes by moving average, β = 0.25",
+    purpose="discrete tokens for an autoregressive prior",
+    losses={"nll": {}, "commitment": {"weight": 0.25}},
+    training={"learning_rate": 2e-4},
+)
 def vq_vae(
     *,
     in_channels: int = 3,
@@ -168,6 +187,13 @@ def vq_vae(
     )
 
 
+@member(
+    paper="Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple (2023)",
+    equation="-log p(x|round(f(z)))",
+    purpose="discrete tokens without a codebook, hence without its collapse",
+    losses={"nll": {}},
+    training={"learning_rate": 2e-4},
+)
 def fsq_vae(
     *,
     in_channels: int = 3,
@@ -211,6 +237,13 @@ def fsq_vae(
     )
 
 
+@member(
+    paper="Yu et al., Language Model Beats Diffusion: Tokenizer is Key to Visual Generation (2024)",
+    equation="-log p(x|sign z) + β ‖z - sg[sign z]‖² + λ (E[H(code|z)] - H(E[code])), β = 0.25, λ = 0.1",
+    purpose="very large vocabularies: bits instead of a codebook",
+    losses={"nll": {}, "commitment": {"weight": 0.25}, "entropy": {"weight": 0.1}},
+    training={"learning_rate": 2e-4},
+)
 def lfq_vae(
     *,
     in_channels: int = 3,

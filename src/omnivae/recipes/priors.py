@@ -10,8 +10,14 @@ from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import MixturePrior, VampPrior
 from omnivae.recipes.common import image_shape, likelihood_and_range
 from omnivae.recipes.convolutional import conv_model
+from omnivae.recipes.family import member
 
 
+@member(
+    paper="Tomczak & Welling, VAE with a VampPrior (2018)",
+    equation="-E_q[log p(x|z)] + KL(q(z|x) ‖ 1/K Σ_k q(z|u_k))",
+    purpose="better likelihood and samples: the prior is the mixture of what the encoder says about K learned images",
+)
 def vamp_vae(
     *,
     in_channels: int = 1,
@@ -61,6 +67,11 @@ def vamp_vae(
     )
 
 
+@member(
+    paper="Dilokthanakul et al., Deep Unsupervised Clustering with Gaussian Mixture VAEs (2016)",
+    equation="-E_q[log p(x|z)] + KL(q(z|x) ‖ Σ_k π_k N(μ_k, σ_k²))",
+    purpose="data that falls into groups",
+)
 def mixture_vae(
     *,
     in_channels: int = 1,

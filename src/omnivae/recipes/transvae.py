@@ -15,6 +15,7 @@ from omnivae.networks.transvae import BlockNorm, FFNKind, StemKind, TransVAEDeco
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes.common import likelihood_and_range
+from omnivae.recipes.family import RECONSTRUCTION, member
 
 #: (variant, compression ratio) -> (depths, base_dims).
 TRANSVAE_VARIANTS: dict[tuple[str, int], tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -27,6 +28,13 @@ TRANSVAE_VARIANTS: dict[tuple[str, int], tuple[tuple[int, ...], tuple[int, ...]]
 }
 
 
+@member(
+    name="transvae",
+    paper="A Hybrid Paradigm for Vision Autoencoders: Unifying CNNs and Transformers (2025)",
+    equation="|x - x̂| + β KL(q(z|x) ‖ N(0, I)), β = 1e-6; convolution below, attention with rotary positions above",
+    purpose="tokenizers for latent diffusion; photographs of any size",
+    losses=RECONSTRUCTION,
+)
 class TransVAE(VAE):
     """TransVAE: convolutional stages, then transformer stages with rotary positions and convolutional feed-forward networks.
 
