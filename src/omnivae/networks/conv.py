@@ -1,7 +1,8 @@
 """Plain convolutional encoder and decoder: 4-wide, stride-2 convolutions (Radford et al., DCGAN, 2015), 1-D to 3-D.
 
 Each stage is convolution -> normalisation -> ReLU and halves (doubles) the size. With an ``image_size`` the network
-ends in (starts from) a flat vector; without one it is fully convolutional and takes any multiple of its stride.
+ends in (starts from) a flat vector; without one it is fully convolutional and takes any multiple of its stride. With a
+``cond_dim`` it takes a condition, in one of the ways of :mod:`omnivae.networks.conditioning`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from omnivae.component import Component
+from omnivae.networks.conditioning import (
+    ConditionedStage,
+    Conditioning,
+    check_cond,
+    check_conditioning,
+    modulation,
+    with_planes,
+)
 from omnivae.networks.layers import (
     CONV,
     CONV_TRANSPOSE,
@@ -22,7 +31,6 @@ from omnivae.networks.layers import (
     check_divisible,
     convolution,
     normalization,
-    refuse_cond,
 )
 
 ConvNorm = Literal["batch", "group", "none"]
@@ -38,6 +46,9 @@ class ConvEncoder(nn.Module, Component):
         norm: "batch", "group" (groups of at least four channels) or "none".
         image_size: size of the images, ``dim`` numbers >= 1, for flat features; ``None`` for spatial ones. The network
             takes this size rounded up to a multiple of the stride.
+        cond_dim: size E of the condition, or ``None`` for a network without one.
+        conditioning: "concat" (planes at the input), "batch_norm" (needs ``norm="batch"``) or "film"; counts only with
+            a ``cond_dim``.
 
     Example:
         >>> import torch
@@ -55,18 +66,22 @@ class ConvEncoder(nn.Module, Component):
         *,
         norm: ConvNorm = "batch",
         image_size: Sequence[int] | None = None,
+        cond_dim: int | None = None,
+        conditioning: Conditioning = "concat",
     ) -> None:
         super().__init__()
         _check(in_channels, channels, dim, norm)
+        check_conditioning(cond_dim, conditioning, norm)
         self.dim = dim
         self.in_channels = in_channels
+        self.cond_dim, self.conditioning = cond_dim, conditioning
         self.stride = 2 ** len(channels)
         self.grid = _grid(image_size, self.stride, dim)
         self.out_channels = channels[-1] * (1 if self.grid is None else math.prod(self.grid))
         # A bias before batch normalisation would be subtracted again.
         self.stages = nn.ModuleList(
-            _stage(CONV[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
-            for i, o in zip((in_channels, *channels), channels, strict=False)
+            _stage(CONV[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm, cond_dim, conditioning)
+            for i, o in zip((in_channels + _planes(cond_dim, conditioning), *channels), channels, strict=False)
         )
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -74,18 +89,20 @@ class ConvEncoder(nn.Module, Component):
 
         Args:
             x: ``[B, in_channels, *S]``, S a multiple of the stride.
-            cond: not supported; must be ``None``.
+            cond: condition ``[B, cond_dim]``; ``None`` for a network built without.
 
         Returns:
             ``[B, out_channels]`` where ``image_size`` was given, else ``[B, out_channels, *(S / stride)]``.
 
         Raises:
-            ValueError: for a condition, or a size that does not fit.
+            ValueError: for a size that does not fit, a missing condition, or one that the network was not built for.
         """
-        refuse_cond(self, cond)
+        check_cond(self, cond, len(x))
         check_divisible(self, x)
+        if cond is not None and self.conditioning == "concat":
+            x = with_planes(x, cond)
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, cond) if isinstance(stage, ConditionedStage) else stage(x)
         if self.grid is None:
             return x
         if tuple(x.shape[2:]) != self.grid:
@@ -104,6 +121,9 @@ class ConvDecoder(nn.Module, Component):
         dim: number of spatial axes of the images, 1 to 3.
         norm: "batch", "group" (groups of at least four channels) or "none".
         image_size: size of the images for a vector latent; ``None`` for a spatial latent.
+        cond_dim: size E of the condition, or ``None`` for a network without one.
+        conditioning: "concat" (numbers or planes behind z), "batch_norm" (needs ``norm="batch"``) or "film"; counts only with
+            a ``cond_dim``.
 
     Example:
         >>> import torch
@@ -120,21 +140,35 @@ class ConvDecoder(nn.Module, Component):
         dim: int = 2,
         norm: ConvNorm = "batch",
         image_size: Sequence[int] | None = None,
+        cond_dim: int | None = None,
+        conditioning: Conditioning = "concat",
     ) -> None:
         super().__init__()
         _check(latent_dim, channels, dim, norm)
+        check_conditioning(cond_dim, conditioning, norm)
         self.dim = dim
         self.in_channels = latent_dim
+        self.cond_dim, self.conditioning = cond_dim, conditioning
         self.out_channels = out_channels
         self.stride = 2 ** len(channels)
         self.grid = _grid(image_size, self.stride, dim)
         self.stem: nn.Module
+        inputs = latent_dim + _planes(cond_dim, conditioning)
         if self.grid is None:
-            self.stem = convolution(dim, latent_dim, channels[0], 3)
+            self.stem = convolution(dim, inputs, channels[0], 3)
         else:
-            self.stem = nn.Linear(latent_dim, channels[0] * math.prod(self.grid))
+            self.stem = nn.Linear(inputs, channels[0] * math.prod(self.grid))
+        if cond_dim is not None and conditioning != "concat":
+            self.modulation = modulation(conditioning, cond_dim, channels[0], dim=dim)
         self.stages = nn.ModuleList(
-            _stage(CONV_TRANSPOSE[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"), o, dim, norm)
+            _stage(
+                CONV_TRANSPOSE[dim](i, o, 4, stride=2, padding=1, bias=norm != "batch"),
+                o,
+                dim,
+                norm,
+                cond_dim,
+                conditioning,
+            )
             for i, o in pairwise(channels)
         )
         self.head = CONV_TRANSPOSE[dim](channels[-1], out_channels, 4, stride=2, padding=1)
@@ -144,31 +178,49 @@ class ConvDecoder(nn.Module, Component):
 
         Args:
             x: ``[B, latent_dim]`` where ``image_size`` was given, else ``[B, latent_dim, *S]``.
-            cond: not supported; must be ``None``.
+            cond: condition ``[B, cond_dim]``; ``None`` for a network built without.
 
         Returns:
             ``[B, out_channels, *(S * stride)]``.
 
         Raises:
-            ValueError: for a condition.
+            ValueError: for a missing condition, or one that the network was not built for.
         """
-        refuse_cond(self, cond)
-        x = self.stem(x)
+        check_cond(self, cond, len(x))
+        concat = self.conditioning == "concat"
+        x = self.stem(with_planes(x, cond) if cond is not None and concat else x)
         if self.grid is not None:
             x = x.unflatten(1, (-1, *self.grid))
+        if cond is not None and not concat:
+            x = self.modulation(x, cond)
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, cond) if isinstance(stage, ConditionedStage) else stage(x)
         return self.head(x)
 
 
-def _stage(convolution: nn.Module, channels: int, dim: int, norm: ConvNorm) -> nn.Sequential:
+def _stage(
+    convolution: nn.Module,
+    channels: int,
+    dim: int,
+    norm: ConvNorm,
+    cond_dim: int | None,
+    conditioning: Conditioning,
+) -> nn.Module:
     # Groups of one channel would erase a 1x1 feature map: at least four, where the channels divide so.
     groups = math.gcd(max(channels // 4, 1), channels, 32) if norm == "group" else 1
+    made = None if norm == "none" else normalization(norm, channels, dim=dim, num_groups=groups)
+    if cond_dim is not None and conditioning != "concat":
+        own = None if conditioning == "batch_norm" else made
+        return ConditionedStage(convolution, own, modulation(conditioning, cond_dim, channels, dim=dim), nn.ReLU())
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=convolution)
-    if norm != "none":
-        layers["norm"] = normalization(norm, channels, dim=dim, num_groups=groups)
+    if made is not None:
+        layers["norm"] = made
     layers["act"] = nn.ReLU()
     return nn.Sequential(layers)
+
+
+def _planes(cond_dim: int | None, conditioning: str) -> int:
+    return cond_dim if cond_dim is not None and conditioning == "concat" else 0
 
 
 def _grid(image_size: Sequence[int] | None, stride: int, dim: int) -> tuple[int, ...] | None:

@@ -27,7 +27,7 @@ CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 FOLD_POSITIONS = 1024
 #: Channels last by number of axes.
 LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}
-_BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def check_dim(dim: int) -> None:
@@ -175,7 +175,7 @@ def normalization(kind: NormKind, channels: int, *, dim: int = 2, num_groups: in
             )
         return nn.GroupNorm(num_groups, channels, eps=1e-6)
     if kind == "batch":
-        return _BATCH_NORM[dim](channels)
+        return BATCH_NORM[dim](channels)
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"got norm={kind!r}; expected 'rms', 'layer', 'group', 'batch' or 'none'")

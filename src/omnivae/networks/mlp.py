@@ -11,7 +11,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from omnivae.component import Component
-from omnivae.networks.layers import check_dim, refuse_cond
+from omnivae.networks.conditioning import (
+    ConditionedStage,
+    Conditioning,
+    check_cond,
+    check_conditioning,
+    modulation,
+    with_planes,
+)
+from omnivae.networks.layers import check_dim
 
 Activation = Literal["tanh", "relu", "elu", "softplus"]
 
@@ -26,6 +34,8 @@ class MLPEncoder(nn.Module, Component):
         image_size: size of the images, one number >= 1 for each of 1 to 3 axes.
         hidden: width of each layer; two of 200 as in Burda et al., Importance Weighted Autoencoders, 2016.
         activation: "tanh", "relu", "elu" or "softplus", after every layer.
+        cond_dim: size E of the condition, or ``None`` for a network without one.
+        conditioning: "concat" (numbers behind the input), "batch_norm" or "film"; counts only with a ``cond_dim``.
 
     Example:
         >>> import torch
@@ -40,35 +50,39 @@ class MLPEncoder(nn.Module, Component):
         hidden: Sequence[int] = (200, 200),
         *,
         activation: Activation = "tanh",
+        cond_dim: int | None = None,
+        conditioning: Conditioning = "concat",
     ) -> None:
         super().__init__()
+        check_conditioning(cond_dim, conditioning)
         _check(in_channels, image_size, hidden, activation)
         self.dim = len(image_size)
         self.in_channels = in_channels
+        self.cond_dim, self.conditioning = cond_dim, conditioning
         self.image_size = tuple(image_size)
         self.stride = 1
         self.out_channels = hidden[-1]
-        self.layers = _layers((in_channels * math.prod(image_size), *hidden), activation)
+        self.layers = _layers((in_channels * math.prod(image_size), *hidden), activation, cond_dim, conditioning)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return features.
 
         Args:
             x: ``[B, in_channels, *image_size]``.
-            cond: not supported; must be ``None``.
+            cond: condition ``[B, cond_dim]``; ``None`` for a network built without.
 
         Returns:
             ``[B, hidden[-1]]``.
 
         Raises:
-            ValueError: for a condition, or another size.
+            ValueError: for another size, a missing condition, or one that the network was not built for.
         """
-        refuse_cond(self, cond)
+        check_cond(self, cond, len(x))
         if tuple(x.shape[2:]) != self.image_size:
             raise ValueError(
                 f"got an image of size {tuple(x.shape[2:])}; this fully connected network takes {self.image_size}"
             )
-        return self.layers(x.flatten(1))
+        return _through(self.layers, x.flatten(1), cond)
 
 
 class MLPDecoder(nn.Module, Component):
@@ -80,6 +94,8 @@ class MLPDecoder(nn.Module, Component):
         image_size: size of the images.
         hidden: width of each layer, deepest first.
         activation: "tanh", "relu", "elu" or "softplus", after every layer but the last.
+        cond_dim: size E of the condition, or ``None`` for a network without one.
+        conditioning: "concat" (numbers behind the input), "batch_norm" or "film"; counts only with a ``cond_dim``.
 
     Example:
         >>> import torch
@@ -95,15 +111,19 @@ class MLPDecoder(nn.Module, Component):
         hidden: Sequence[int] = (200, 200),
         *,
         activation: Activation = "tanh",
+        cond_dim: int | None = None,
+        conditioning: Conditioning = "concat",
     ) -> None:
         super().__init__()
+        check_conditioning(cond_dim, conditioning)
         _check(latent_dim, image_size, hidden, activation)
         self.dim = len(image_size)
         self.in_channels = latent_dim
+        self.cond_dim, self.conditioning = cond_dim, conditioning
         self.out_channels = out_channels
         self.image_size = tuple(image_size)
         self.stride = 1
-        self.layers = _layers((latent_dim, *hidden), activation)
+        self.layers = _layers((latent_dim, *hidden), activation, cond_dim, conditioning)
         self.head = nn.Linear(hidden[-1], out_channels * math.prod(image_size))
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -111,24 +131,42 @@ class MLPDecoder(nn.Module, Component):
 
         Args:
             x: ``[B, latent_dim]``.
-            cond: not supported; must be ``None``.
+            cond: condition ``[B, cond_dim]``; ``None`` for a network built without.
 
         Returns:
             ``[B, out_channels, *image_size]``.
 
         Raises:
-            ValueError: for a condition.
+            ValueError: for a missing condition, or one that the network was not built for.
         """
-        refuse_cond(self, cond)
-        return self.head(self.layers(x)).unflatten(1, (self.out_channels, *self.image_size))
+        check_cond(self, cond, len(x))
+        return self.head(_through(self.layers, x, cond)).unflatten(1, (self.out_channels, *self.image_size))
 
 
-def _layers(widths: Sequence[int], activation: str) -> nn.Sequential:
+def _layers(widths: Sequence[int], activation: str, cond_dim: int | None, conditioning: Conditioning) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    modulated = cond_dim is not None and conditioning != "concat"
+    if cond_dim is not None and not modulated:
+        widths = (widths[0] + cond_dim, *widths[1:])
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
-        layers[f"linear{index}"] = nn.Linear(inputs, outputs)
-        layers[f"act{index}"] = ACTIVATIONS[activation]()
+        act = ACTIVATIONS[activation]()
+        if cond_dim is not None and modulated:
+            linear = nn.Linear(inputs, outputs, bias=conditioning != "batch_norm")
+            layers[f"stage{index}"] = ConditionedStage(
+                linear, None, modulation(conditioning, cond_dim, outputs, dim=0), act
+            )
+        else:
+            layers[f"linear{index}"] = nn.Linear(inputs, outputs)
+            layers[f"act{index}"] = act
     return nn.Sequential(layers)
+
+
+def _through(layers: nn.Sequential, x: Tensor, cond: Tensor | None) -> Tensor:
+    if cond is not None and not isinstance(layers[0], ConditionedStage):
+        x = with_planes(x, cond)
+    for layer in layers:
+        x = layer(x, cond) if isinstance(layer, ConditionedStage) else layer(x)
+    return x
 
 
 def _check(channels: int, image_size: Sequence[int], hidden: Sequence[int], activation: str) -> None:
