@@ -131,6 +131,47 @@ class DiagonalGaussian:
         return f"DiagonalGaussian(shape={tuple(self.shape)}, dtype={self.mean.dtype})"
 
 
+class SampledGaussian(DiagonalGaussian):
+    """q(z|x, w) = N(mean, diag(exp(logvar))) of a latent below another, for K samples of that one, w.
+
+    Args:
+        mean: ``[K, B, C, *S]``.
+        logvar: ``[K, B, C, *S]``.
+        input_size: spatial size of the encoded image before padding.
+
+    Example:
+        >>> q = SampledGaussian(torch.zeros(5, 2, 3), torch.zeros(5, 2, 3))
+        >>> q.log_prob(torch.zeros(5, 2, 3)).shape, q.kl().shape, q.kl_elements().shape
+        (torch.Size([5, 2]), torch.Size([5, 2]), torch.Size([5, 2, 3]))
+    """
+
+    def rsample(self, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Draw one z for each of the K samples above it.
+
+        Args:
+            k: 1; there is one for each.
+
+        Returns:
+            z ``[K, B, C, *S]`` and log q ``[K, B]``.
+
+        Raises:
+            ValueError: when k is another number.
+        """
+        if k != 1:
+            raise ValueError(f"got k={k}; this latent has one sample for each of the {len(self.mean)} above it")
+        z = self.distribution().rsample()
+        return z, self.distribution().log_prob(z)
+
+    def kl(self) -> Tensor:
+        """Return KL(q || N(0, I)) in nats for each sample above, ``[K, B]``."""
+        return self.kl_elements().flatten(2).sum(2)
+
+    def distribution(self) -> Independent:
+        """Return q as a torch distribution, batch shape ``[K, B]``, event shape ``[C, *S]``."""
+        density = Normal(self.mean, self.stddev, validate_args=False)
+        return Independent(density, self.mean.ndim - 2, validate_args=False)
+
+
 def kl_divergence(q: Any, p: Distribution, *, z: Tensor | None = None, log_q: Tensor | None = None) -> Tensor:
     """Return KL(q || p) in nats: in closed form where torch has one, else the Monte Carlo mean of log q(z) - log p(z).
 
@@ -190,11 +231,13 @@ def kl_elements(q: Any, p: Distribution) -> Tensor | None:
         p: a torch distribution over the same event.
 
     Returns:
-        ``[B, C, *S]`` in nats, or ``None`` where the divergence does not split into elements.
+        ``[B, C, *S]`` in nats, the mean over the samples above where the posterior is a :class:`SampledGaussian`, or ``None``
+        where the divergence does not split into elements.
     """
     if not (isinstance(q, DiagonalGaussian) and isinstance(p, Independent) and isinstance(p.base_dist, Normal)):
         return None
-    return torch_kl_divergence(Normal(q.mean, q.stddev, validate_args=False), p.base_dist).expand(q.shape)
+    elements = torch_kl_divergence(Normal(q.mean, q.stddev, validate_args=False), p.base_dist).expand(q.shape)
+    return elements.mean(0) if isinstance(q, SampledGaussian) else elements
 
 
 class DiscretizedLogistic(Distribution):

@@ -55,25 +55,12 @@ class VAE(nn.Module, Component):
         image_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        low, high = float(value_range[0]), float(value_range[1])
-        if not low < high:
-            raise ValueError(f"got value_range=({low}, {high}); expected lowest < highest, such as (-1, 1)")
-        if getattr(likelihood, "unit_range", False) and (low, high) != (0.0, 1.0):
-            raise ValueError(
-                f"{type(likelihood).__name__} is defined on [0, 1], got value_range=({low}, {high}); "
-                "set value_range to [0, 1] or choose the gaussian or laplace likelihood"
-            )
-        levels = getattr(likelihood, "value_range", (low, high))
-        if tuple(levels) != (low, high):
-            raise ValueError(
-                f"the likelihood's levels span {tuple(levels)} and the model's value_range is {(low, high)}; make them equal"
-            )
+        self.value_range = checked_range(likelihood, value_range)
         self.encoder = encoder
         self.posterior = posterior
         self.decoder = decoder
         self.likelihood_head = likelihood
         self.prior = prior
-        self.value_range = (low, high)
         self.image_size = None if image_size is None else tuple(int(n) for n in image_size)
         #: Free-form facts saved as ``statistics.json`` (how images were prepared, latent statistics).
         self.statistics: dict[str, Any] = {}
@@ -193,7 +180,7 @@ class VAE(nn.Module, Component):
         if len(batch) == 2 and cond is not None:
             cond = cond.repeat(batch[0], *[1] * (cond.ndim - 1))
         flat = z.flatten(0, 1) if len(batch) == 2 else z
-        params = self.decoder(_cast(flat, self.decoder), cond)
+        params = self._parameters(flat, cond)
         if size is None and self.image_size is not None:
             size = self.image_size
         if size is not None:
@@ -372,6 +359,10 @@ class VAE(nn.Module, Component):
 
     # -- inside
 
+    def _parameters(self, z: Tensor, cond: Tensor | None) -> Tensor:
+        """Return the likelihood's parameters for latents ``[B, C, *S]``."""
+        return self.decoder(_cast(z, self.decoder), cond)
+
     @property
     def _latent_ndim(self) -> int:
         return 1 if self.image_size is not None else 1 + self.dim
@@ -429,6 +420,35 @@ class VAE(nn.Module, Component):
                 raise ValueError(
                     f"got {bad} NaN or infinite values in the input; find and mend the images that hold them"
                 )
+
+
+def checked_range(likelihood: nn.Module, value_range: Sequence[float]) -> tuple[float, float]:
+    """Return the lowest and highest pixel value of a model with this likelihood.
+
+    Args:
+        likelihood: module from parameters to p(x|z).
+        value_range: lowest and highest pixel value.
+
+    Returns:
+        Both as numbers.
+
+    Raises:
+        ValueError: for an empty range, or one that is not the likelihood's.
+    """
+    low, high = float(value_range[0]), float(value_range[1])
+    if not low < high:
+        raise ValueError(f"got value_range=({low}, {high}); expected lowest < highest, such as (-1, 1)")
+    if getattr(likelihood, "unit_range", False) and (low, high) != (0.0, 1.0):
+        raise ValueError(
+            f"{type(likelihood).__name__} is defined on [0, 1], got value_range=({low}, {high}); "
+            "set value_range to [0, 1] or choose the gaussian or laplace likelihood"
+        )
+    levels = getattr(likelihood, "value_range", (low, high))
+    if tuple(levels) != (low, high):
+        raise ValueError(
+            f"the likelihood's levels span {tuple(levels)} and the model's value_range is {(low, high)}; make them equal"
+        )
+    return low, high
 
 
 def _cast(x: Tensor, network: Any) -> Tensor:
