@@ -121,6 +121,17 @@ CASES = {
         "lower the KL weight",
         ["kl.weight 0.25"],
     ),
+    "collapse behind free bits": (
+        "posterior_collapse",
+        healthy(
+            {"losses.kl.free_bits": 0.5},
+            **{"train/kl_nats": np.full(STEPS, 8.0), "train/information": np.full(STEPS, 1e-4)},
+        ),
+        "critical",
+        "tells images apart by less than 0.01 nats",
+        "lower the KL weight",
+        ["kl.weight 0.25", "LinearSchedule", "free_bits 1"],
+    ),
     "collapse of most dimensions": (
         "posterior_collapse",
         healthy(dimensions=np.array([3.0, 3.0] + [1e-4] * 14)),

@@ -19,7 +19,7 @@ SECTIONS = ("model", "data", "losses", "training", "checkpoint")
 #: What decides a run's result; the other fields may differ when a run is continued.
 CONTINUABLE = {
     "max_steps", "num_epochs", "checkpoint_every", "validate_every", "log_every", "draw_every", "val_images", "devices",
-    "num_nodes", "strategy", "num_workers", "on_nonfinite", "verify", "on_error", "cache", "download",
+    "num_nodes", "strategy", "num_workers", "on_nonfinite", "on_collapse", "verify", "on_error", "cache", "download",
 }  # fmt: skip
 
 

@@ -342,10 +342,7 @@ class GracefulStop(pl.Callback):
         if not number:
             return
         self.received = signal.Signals(number).name
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoints) and callback._saved != trainer.global_step:
-                callback.save(trainer, pl_module)
-        trainer.should_stop = True
+        save_and_stop(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Give the signals back."""
@@ -366,6 +363,14 @@ class GracefulStop(pl.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def save_and_stop(trainer: pl.Trainer, pl_module: Any) -> None:
+    """Write a checkpoint of this step, unless it is there already, and end the run after it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoints) and callback._saved != trainer.global_step:
+            callback.save(trainer, pl_module)
+    trainer.should_stop = True
 
 
 def _short(value: float) -> str:

@@ -44,6 +44,8 @@ class TrainingConfig:
         freeze: submodules that are not trained, such as ``[encoder, posterior]``.
         on_nonfinite: what a loss or gradient that is not finite does: "stop" the run, or "skip" the update and count it. Both
             leave a flight record with the cause and a command that repeats the step.
+        on_collapse: what a posterior that carries nothing about its image does, once that is certain: "warn", "stop" the run,
+            or "ignore". It is looked for from the first hundred steps on.
         checkpoint_every: steps between checkpoints.
         validate_every: steps between validations; by default ``checkpoint_every``, or a tenth of the run if that is less.
         log_every: steps between rows of ``metrics.csv``.
@@ -75,6 +77,7 @@ class TrainingConfig:
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     freeze: tuple[str, ...] = ()
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_collapse: Literal["warn", "stop", "ignore"] = "warn"
     checkpoint_every: int = 500
     validate_every: int | None = None
     log_every: int = 1
@@ -101,6 +104,7 @@ class TrainingConfig:
             ("gradient_clip_algorithm", ("norm", "value")),
             ("strategy", ("auto", "ddp", "fsdp")),
             ("on_nonfinite", ("stop", "skip")),
+            ("on_collapse", ("warn", "stop", "ignore")),
         ):
             value = getattr(self, name)
             if value not in known:

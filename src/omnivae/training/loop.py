@@ -19,6 +19,7 @@ from omnivae.losses import Loss
 from omnivae.training.autocast import HalfPrecision
 from omnivae.training.callbacks import Checkpoints, GracefulStop, Pictures, RunLog
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, checkpoint_step
+from omnivae.training.collapse import CollapseMonitor
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
 from omnivae.training.distributed import (
@@ -133,6 +134,7 @@ def fit(
         callbacks.append(Opponents(losses, config.learning_rate))
     callbacks += [AverageStatistics()] if place.size > 1 else []
     callbacks += [(ShardedEma if sharded else Ema)(config.ema)] if config.ema else []
+    monitor = CollapseMonitor(total_steps, config.on_collapse)
     recorder = FlightRecorder(directory)
     callbacks += [HalfPrecision(), RunLog(directory, config.log_every), recorder, stop]
     if progress:
@@ -140,6 +142,8 @@ def fit(
     if draw is not None:
         callbacks.append(Pictures(config.draw_every or min(config.checkpoint_every, 2 * tenth), draw))
     callbacks.append(Checkpoints(directory, config.checkpoint_every, save_model))
+    if config.on_collapse != "ignore":
+        callbacks.append(monitor)
     half_on_cpu = _half_on_cpu(config.precision)
 
     def reaches_all() -> bool:
@@ -195,7 +199,7 @@ def fit(
             if not is_lost_connection(error):
                 raise
             raise ChildProcessError(lost_sentence(trainer.global_step, _saved(last))) from error
-    return FitResult(trainer.global_step, total_steps, stop.received)
+    return FitResult(trainer.global_step, total_steps, "posterior collapse" if monitor.stopped else stop.received)
 
 
 def resolve_precision(precision: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnivae.distributions import kl_divergence, kl_elements
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
+from omnivae.training.collapse import LOOKS, information_of
 from omnivae.training.config import TrainingConfig
 from omnivae.training.diagnosis import random_state, set_random_state
 from omnivae.training.distributed import gather, largest, noise_seed, several
@@ -62,6 +63,9 @@ class VAEModule(pl.LightningModule):
         #: Scalars of the last step, as tensors on the device: read by the callbacks, so that logging costs no wait.
         self.scalars: dict[str, Tensor | float] = {}
         self.kl_per_dimension: Tensor | None = None
+        #: Nats that each latent dimension carries about the image in the last batch that was looked at (see ``collapse``).
+        self.information: Tensor | None = None
+        self.look_every = max(1, total_steps // LOOKS)
         #: Looks at every step before its update is made.
         self.guard = Guard(self, config.on_nonfinite)
         self._parts: list[dict[str, Tensor | float]] = []
@@ -95,11 +99,13 @@ class VAEModule(pl.LightningModule):
         if computed is None:
             # Nothing of this batch may reach the weights, yet every process must pass through its backward pass.
             self.scalars = self._over_accumulation({"train/total": math.nan}, batch_idx)
-            self.last_output = None
+            self.last_output = self.information = None
             return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
         total, output, terms = computed
         scalars: dict[str, Tensor | float] = {f"train/{name}": value for name, value in terms.items()}
         scalars["train/total"] = total.detach()
+        looks = (self.global_step + 1) % self.look_every == 0
+        self.information = information_of(output) if looks else None
         if (self.global_step + 1) % self.config.log_every == 0:
             self._diagnose(output, batch, "train", scalars)
         self.scalars = self._over_accumulation(scalars, batch_idx)
@@ -221,7 +227,8 @@ class VAEModule(pl.LightningModule):
     @torch.no_grad()
     def _diagnose(self, output: VAEOutput, batch: Batch, split: str, into: dict[str, Any]) -> None:
         x = batch["x"]
-        latents = [latent for latent in output.latents if latent.prior is not None]
+        # A point mass may have a prior that its codes are to fill (WAE), and still no density.
+        latents = [v for v in output.latents if v.prior is not None and v.log_q is not None]
         if latents:
             nll = -output.likelihood.log_prob(x).mean()
             kl = torch.stack([kl_divergence(v.posterior, v.prior, z=v.z, log_q=v.log_q).mean() for v in latents]).sum()  # type: ignore[arg-type]
@@ -232,6 +239,9 @@ class VAEModule(pl.LightningModule):
             if elements is not None:
                 # One number a channel: positions of a spatial latent share it.
                 self.kl_per_dimension = elements.flatten(2).sum(2).mean(0) if elements.ndim > 2 else elements.mean(0)
+        information = information_of(output)
+        if information is not None:
+            into[f"{split}/information"] = information.sum()
         mean = getattr(output.latents[0].posterior, "mean", None)
         if mean is not None and (len(mean) > 1 or (split == "train" and several())):
             # A unit is a dimension of a vector, or a channel: its variance over images, averaged over positions.

@@ -15,7 +15,7 @@ class FitResult:
     Attributes:
         step: optimiser steps done.
         total_steps: optimiser steps asked for.
-        stopped_by: name of the signal that stopped it, or ``None``.
+        stopped_by: name of the signal that stopped it, ``"posterior collapse"``, or ``None``.
     """
 
     step: int

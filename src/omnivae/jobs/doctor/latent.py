@@ -36,6 +36,10 @@ def posterior_collapse(record: Record) -> Iterator[Finding]:
     collapsed = level < DEAD_NATS * max(1, len(dims)) and not (len(dims) and largest >= 10 * DEAD_NATS)
     if not math.isnan(largest) and largest < DEAD_NATS:
         collapsed = True
+    # Free bits hold the KL up over a posterior that is the same for every image: it still says nothing.
+    information = record.curves.get("train/information")
+    silent = information is not None and information.level() < DEAD_NATS
+    collapsed = collapsed or silent
     if weight is None or not math.isfinite(level):
         return
     length = max(100, record.step // 2)
@@ -47,6 +51,7 @@ def posterior_collapse(record: Record) -> Iterator[Finding]:
         )
         each = f", the largest dimension holds {number(largest)}" if len(dims) else ""
         since = f" (fell from {number(top)} by step {fell})" if top > 10 * max(level, 1e-9) and fell is not None else ""
+        told = ", and the latent tells images apart by less than 0.01 nats" if silent and level > DEAD_NATS else ""
         ignored = ""
         if record.look is not None and record.look.variation is not None and record.look.variation < VARIATION:
             ignored = (
@@ -55,7 +60,7 @@ def posterior_collapse(record: Record) -> Iterator[Finding]:
         yield Finding(
             "posterior_collapse",
             "critical",
-            f"the KL is {number(level)} nats at the end{each}{since}{ignored}",
+            f"the KL is {number(level)} nats at the end{each}{since}{told}{ignored}",
             "the posterior has collapsed onto the prior: the latent carries nothing and every image is decoded alike",
             "lower the KL weight, or ramp it up slowly, or leave each latent element some free nats; a larger weight would "
             "make it worse",
