@@ -55,6 +55,7 @@ class DiagonalGaussian:
         self.mean = at_least_float32(mean)
         self.logvar = at_least_float32(logvar).clamp(LOGVAR_MIN, LOGVAR_MAX)
         self.input_size = input_size
+        self.cond: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:

@@ -53,9 +53,11 @@ class Posterior(Protocol):
     """q(z|x) for one batch.
 
     ``input_size`` is the spatial size of the image that was encoded, before padding; decoding a posterior crops to it.
+    ``cond`` is the condition that it was encoded under, ``[B, E]``; decoding a posterior uses it unless told another.
     """
 
     input_size: tuple[int, ...] | None
+    cond: Tensor | None
 
     @property
     def shape(self) -> torch.Size: ...

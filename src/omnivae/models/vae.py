@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from omnivae.component import Component
 from omnivae.distributions import DiagonalGaussian, unwhiten, whiten
+from omnivae.models.conditions import agreed_cond_dim
 from omnivae.models.storage import load_model, save_model
 from omnivae.types import Latent, Network, VAEOutput
 
@@ -61,6 +62,8 @@ class VAE(nn.Module, Component):
         self.decoder = decoder
         self.likelihood_head = likelihood
         self.prior = prior
+        #: Size E of the condition that every call takes, or ``None`` for a model without one.
+        self.cond_dim = agreed_cond_dim(encoder, decoder, prior)
         self.image_size = None if image_size is None else tuple(int(n) for n in image_size)
         #: Free-form facts saved as ``statistics.json`` (how images were prepared, latent statistics).
         self.statistics: dict[str, Any] = {}
@@ -126,15 +129,17 @@ class VAE(nn.Module, Component):
             cond: condition, ``[B, E]``.
 
         Returns:
-            The posterior; ``decode`` takes it as it is.
+            The posterior; ``decode`` takes it as it is, and under the same condition unless told another.
 
         Raises:
             ValueError: for a wrong number of axes or channels, a size of zero, or NaN.
         """
         self._check(x)
+        if cond is not None and _readable(cond) and not bool(torch.isfinite(cond).all()):
+            raise ValueError("got NaN or infinite values in the condition; leave out or mend the images that have them")
         size = tuple(x.shape[2:])
         posterior = self.posterior(self.encoder(_cast(self._pad(x), self.encoder), cond))
-        posterior.input_size = size
+        posterior.input_size, posterior.cond = size, cond
         return posterior
 
     def decode(
@@ -144,7 +149,7 @@ class VAE(nn.Module, Component):
 
         Args:
             z: latents ``[B, C, *S]``, or a posterior, whose mode is decoded and whose image size is restored.
-            cond: condition, ``[B, E]``.
+            cond: condition, ``[B, E]``; for a posterior the one that it was encoded under by default.
             size: spatial size to crop to; for a posterior the size of its image by default.
 
         Returns:
@@ -159,7 +164,7 @@ class VAE(nn.Module, Component):
 
         Args:
             z: latents ``[B, C, *S]`` or K samples ``[K, B, C, *S]``, or a posterior (its mode).
-            cond: condition, ``[B, E]``.
+            cond: condition, ``[B, E]``; for a posterior the one that it was encoded under by default.
             size: spatial size to crop to; for a posterior the size of its image by default.
 
         Returns:
@@ -167,6 +172,7 @@ class VAE(nn.Module, Component):
         """
         if not isinstance(z, Tensor):
             size = z.input_size if size is None else size
+            cond = getattr(z, "cond", None) if cond is None else cond
             z = z.mode()
         latent_ndim = self._latent_ndim
         batch = z.shape[: z.ndim - latent_ndim]
@@ -408,13 +414,7 @@ class VAE(nn.Module, Component):
             )
         if min(x.shape[2:]) < 1:
             raise ValueError(f"got an empty image, shape {tuple(x.shape)}")
-        # On an accelerator the check would wait for the device; there the training loop checks before the copy.
-        if (
-            x.device.type == "cpu"
-            and x.numel()
-            and not torch.compiler.is_compiling()
-            and not bool(torch.isfinite(x.sum()))
-        ):
+        if x.numel() and _readable(x) and not bool(torch.isfinite(x.sum())):
             bad = int((~torch.isfinite(x)).sum())
             if bad:
                 raise ValueError(
@@ -466,6 +466,11 @@ def _draw(prior: Distribution, temperature: float) -> Tensor:
     if hasattr(prior, "sample_at"):
         return prior.sample_at(temperature)
     return prior.mean + temperature * (prior.sample() - prior.mean)
+
+
+def _readable(x: Tensor) -> bool:
+    # On an accelerator a look at values would wait for the device; there the training loop checks before the copy.
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _times(size: Sequence[int]) -> str:

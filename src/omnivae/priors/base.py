@@ -13,9 +13,15 @@ from omnivae.component import Component
 
 
 class Prior(nn.Module, Component):
-    """Base of the priors: a module from the latent's shape to p(z)."""
+    """Base of the priors: a module from the latent's shape to p(z).
+
+    Attributes:
+        takes_cond: whether it can be part of a model with a condition.
+    """
 
     abstract = True
+
+    takes_cond: bool = True
 
     def forward(
         self,

@@ -34,6 +34,8 @@ class MixturePrior(Prior):
         torch.Size([2])
     """
 
+    takes_cond = False
+
     def __init__(self, latent_dim: int, num_components: int = 10, spread: float = 1.0) -> None:
         super().__init__()
         if latent_dim < 1 or num_components < 1 or not spread > 0:
@@ -84,6 +86,8 @@ class VampPrior(Prior):
         >>> model.prior(torch.Size((5, 2)), model.encode).component_mean.shape
         torch.Size([3, 2])
     """
+
+    takes_cond = False
 
     def __init__(
         self,

@@ -229,13 +229,20 @@ def sample_calls(
         for name, network in networks.items():
             handle = network.register_forward_pre_hook(lambda module, args, into=calls[name]: into.append(args))
             stack.callback(handle.remove)
-        posterior = model.encode(x)
+        cond = _conditions(model, x)
+        posterior = model.encode(x, cond)
         latents = [posterior.mode(), posterior.rsample(1)[0][0]]
         if model.prior is not None:
-            latents.append(model.prior(posterior.shape, model.encode, None).sample())
+            latents.append(model.prior(posterior.shape, model.encode, cond).sample())
         for z in latents:
-            model.decode(z.expand(posterior.shape))
+            model.decode(z.expand(posterior.shape), cond)
     return calls
+
+
+def _conditions(model: Any, x: Tensor) -> Tensor | None:
+    """Return a condition for each image, as far from zero as classes and standardised attributes commonly are."""
+    cond_dim = getattr(model, "cond_dim", None)
+    return None if cond_dim is None else torch.eye(cond_dim, device=x.device)[torch.arange(len(x)) % cond_dim]
 
 
 def _images(model: Any) -> Tensor:
