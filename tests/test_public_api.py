@@ -24,6 +24,7 @@ NAMES = words("""
     compare conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
     to_config vit_vae mixture_vae vamp_vae
     autoencoder fsq_vae full_covariance_vae lfq_vae vq_vae
+    iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
 """)
 
 TRAIN = words("""
@@ -105,6 +106,13 @@ RECIPE_ARGUMENTS = {
         channels image_size in_channels latent_dim likelihood num_components recipe value_range
     """,
 }
+
+CONVOLUTIONAL = "channels deterministic dim hidden image_size in_channels latent_dim likelihood norm recipe value_range"
+FULLY_CONNECTED = "activation deterministic dim hidden image_size in_channels latent_dim likelihood recipe value_range"
+for name in words("capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae"):
+    RECIPE_ARGUMENTS[name] = CONVOLUTIONAL
+for name in words("iwae miwae ciwae aae"):
+    RECIPE_ARGUMENTS[name] = FULLY_CONNECTED
 
 OPTIONS = {
     "inspect": """

@@ -1,6 +1,7 @@
 """Networks: tensors in, tensors out; no probability."""
 
 from omnivae.networks.conv import ConvDecoder, ConvEncoder
+from omnivae.networks.dense import DenseAfter, DenseBefore
 from omnivae.networks.kl import KLDecoder, KLEncoder
 from omnivae.networks.mlp import MLPDecoder, MLPEncoder
 from omnivae.networks.swin import SwinDecoder, SwinEncoder
@@ -9,6 +10,8 @@ from omnivae.networks.transvae import TransVAEDecoder, TransVAEEncoder
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "DenseAfter",
+    "DenseBefore",
     "KLDecoder",
     "KLEncoder",
     "MLPDecoder",

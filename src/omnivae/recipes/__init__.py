@@ -3,6 +3,19 @@
 from omnivae.recipes.baselines import cnn_vae, vit_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
+from omnivae.recipes.objectives import (
+    aae,
+    beta_tc_vae,
+    capacity_vae,
+    ciwae,
+    dip_vae_i,
+    dip_vae_ii,
+    factor_vae,
+    info_vae,
+    iwae,
+    miwae,
+    wae,
+)
 from omnivae.recipes.posteriors import autoencoder, fsq_vae, full_covariance_vae, lfq_vae, vq_vae
 from omnivae.recipes.priors import mixture_vae, vamp_vae
 from omnivae.recipes.transvae import TransVAE
@@ -12,18 +25,29 @@ __all__ = [
     "RECIPES",
     "Member",
     "TransVAE",
+    "aae",
     "autoencoder",
+    "beta_tc_vae",
     "beta_vae",
+    "capacity_vae",
+    "ciwae",
     "cnn_vae",
     "conv_vae",
+    "dip_vae_i",
+    "dip_vae_ii",
+    "factor_vae",
     "fsq_vae",
     "full_covariance_vae",
+    "info_vae",
+    "iwae",
     "kl_autoencoder",
     "lfq_vae",
     "member",
+    "miwae",
     "mixture_vae",
     "swin_vae",
     "vamp_vae",
     "vit_vae",
     "vq_vae",
+    "wae",
 ]
