@@ -42,7 +42,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
         type=str,
         nargs="+",
         help="psnr, ssim, ms_ssim, mse, l1 and, where the posterior has a density, elbo unless told; also: "
-        "nll (importance-weighted bound), bits_per_dim, kl, active_units",
+        "nll (importance-weighted bound), bits_per_dim, kl, active_units, and of the latent space the groups aggregate, probes, "
+        "uniformity, equivariance, smoothness and the metrics in them",
     )
     parser.add_argument(
         "--json",

@@ -19,7 +19,8 @@ FIELDS = ("x", "cond", "target", "mask")
 
 
 class ImageDataset(Protocol):
-    """A map-style dataset: items are dicts with ``x [C, *S]`` and ``key``, optionally ``cond``, ``target``, ``mask``.
+    """A map-style dataset: items are dicts with ``x [C, *S]`` and ``key``, optionally ``cond``, ``target``, ``mask``,
+    ``label``.
 
     Where it also has ``content_hash(index)``, as the datasets of :mod:`omnivae.data` do, the evaluation's list of inputs
     is of what is stored; otherwise it is of the tensors.
@@ -39,12 +40,14 @@ class Item:
         tensors: "x" ``[C, *S]`` and, where the dataset has them, "cond", "target" and "mask".
         content: SHA-256 of what is stored, or ``None`` where the dataset does not know it.
         pixels: SHA-256 of the tensors: what the model and the metrics see.
+        label: class index ``[]`` or factor values ``[F]``, or ``None``; no part of the hashes.
     """
 
     key: str
     tensors: dict[str, Tensor]
     content: str | None
     pixels: str
+    label: Tensor | None = None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -80,8 +83,8 @@ def load_items(dataset: ImageDataset, model: Any, *, batch_size: int, num_worker
         for raw in loaded:
             if isinstance(raw, _Failure):
                 raise raw.exception()
-            key, fields, content = raw
-            item = _checked(key, fields, content, model)
+            key, fields, content, label = raw
+            item = _checked(key, fields, content, model, label)
             if item.key in seen:
                 raise ValueError(f"the key {item.key!r} occurs twice; expected a unique key for each image")
             seen.add(item.key)
@@ -145,7 +148,9 @@ class _Careful(Dataset):
             fields = {name: item[name] for name in FIELDS if item.get(name) is not None}
             if in_worker:
                 fields = {name: _portable(value) for name, value in fields.items()}
-            return str(item["key"]), fields, content_hash_of(self.dataset, index)
+            label = item.get("label")
+            label = None if label is None else np.asarray(label)
+            return str(item["key"]), fields, content_hash_of(self.dataset, index), label
         except Exception as error:
             if not in_worker:
                 raise
@@ -156,7 +161,7 @@ def _portable(value: Any) -> Any:
     return value.numpy() if isinstance(value, Tensor) and value.dtype != torch.bfloat16 else value
 
 
-def _checked(key: str, fields: dict[str, Any], content: str | None, model: Any) -> Item:
+def _checked(key: str, fields: dict[str, Any], content: str | None, model: Any, label: np.ndarray | None) -> Item:
     tensors = {name: torch.as_tensor(np.array(v) if isinstance(v, np.ndarray) else v) for name, v in fields.items()}
     x = tensors["x"]
     for name in ("x", "target"):
@@ -170,7 +175,7 @@ def _checked(key: str, fields: dict[str, Any], content: str | None, model: Any) 
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return Item(key, tensors, content, digest.hexdigest())
+    return Item(key, tensors, content, digest.hexdigest(), None if label is None else torch.as_tensor(label))
 
 
 def _check_values(x: Tensor, key: str, value_range: tuple[float, float]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from omnivae.component import suggestion
 
-Scope = Literal["reconstruction", "inference", "dataset"]
+Scope = Literal["reconstruction", "inference", "dataset", "population"]
 Comparable = Literal["always", "range", "likelihood"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,7 +24,9 @@ class Metric:
         meaning: one sentence for tables and reports.
         scope: what the function is called with. "reconstruction": ``(reconstruction, x, data_range=...)`` and
             "inference": one :class:`~omnivae.metrics.inference.Inference`, both for one value an image ``[B]``;
-            "dataset": one :class:`~omnivae.metrics.inference.LatentStatistics`, for one value altogether.
+            "dataset": one :class:`~omnivae.metrics.inference.LatentStatistics`, for one value altogether;
+            "population": one :class:`~omnivae.metrics.population.Population`, for an
+            :class:`~omnivae.metrics.population.Estimate` over images together.
         function: the implementation. Where images may have a mask, a "reconstruction" metric also takes
             ``mask=`` (``[B, 1, *S]``, 1 where a pixel counts, or ``None``).
         version: of the number's definition. Raised by one whenever the same reconstruction of the same image would give
@@ -33,6 +35,8 @@ class Metric:
             unit it is; "likelihood": of one value range and one kind of likelihood (densities, or probabilities).
         masks: whether the number is right for an image with a mask; the others refuse such images.
         remark: what a reader must know about the number of an image of some shape ``(C, *S)``, or ``None``.
+        collect: of a "population" metric, what it needs of each group of images: a function of the
+            :class:`~omnivae.metrics.inference.Inference` that returns tensors ``[B, ...]`` by name.
     """
 
     name: str
@@ -45,10 +49,19 @@ class Metric:
     comparable: Comparable = "always"
     masks: bool = False
     remark: Callable[[Sequence[int]], str | None] | None = None
+    collect: Callable[[Any], Any] | None = None
 
 
 #: Every metric by name, in the order of definition.
 METRICS: dict[str, Metric] = {}
+#: Names that stand for several metrics.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "aggregate": ("mutual_information", "aggregate_kl", "total_correlation", "dimension_wise_kl", "prior_holes"),
+    "probes": ("probe_accuracy", "knn_accuracy"),
+    "uniformity": ("density_cv", "density_entropy", "density_gini"),
+    "equivariance": ("equivariance_shift", "equivariance_flip", "equivariance_rotation", "equivariance_scale"),
+    "smoothness": ("interpolation_roughness", "path_length"),
+}
 
 
 def metric(
@@ -61,6 +74,7 @@ def metric(
     comparable: Comparable = "always",
     masks: bool = False,
     remark: Callable[[Sequence[int]], str | None] | None = None,
+    collect: Callable[[Any], Any] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the metric of its own name.
 
@@ -73,6 +87,7 @@ def metric(
         comparable: between which models the number can be compared, see :class:`Metric`.
         masks: whether the number is right for an image with a mask, see :class:`Metric`.
         remark: what a reader must know about the number of an image of some shape, see :class:`Metric`.
+        collect: what a "population" metric needs of each group of images, see :class:`Metric`.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -86,7 +101,9 @@ def metric(
         known = METRICS.get(name)
         if known is not None and known.function.__module__ != function.__module__:
             raise ValueError(f"a metric named {name!r} is already defined in {known.function.__module__}; rename one")
-        METRICS[name] = Metric(name, unit, better, meaning, scope, function, version, comparable, masks, remark)
+        METRICS[name] = Metric(
+            name, unit, better, meaning, scope, function, version, comparable, masks, remark, collect
+        )
         return function
 
     return register
@@ -96,7 +113,7 @@ def resolve(names: Sequence[str]) -> list[Metric]:
     """Return the metrics of these names, each once, in the order given.
 
     Args:
-        names: keys of ``METRICS``.
+        names: keys of ``METRICS`` and of ``GROUPS``.
 
     Returns:
         The metrics.
@@ -108,10 +125,11 @@ def resolve(names: Sequence[str]) -> list[Metric]:
         names = [names]
     if not names:
         raise ValueError(f"got no metric; choose from: {', '.join(METRICS)}")
+    known = [*METRICS, *GROUPS]
     for name in names:
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}{suggestion(name, METRICS)}; available: {', '.join(METRICS)}")
-    return [METRICS[name] for name in dict.fromkeys(names)]
+        if name not in known:
+            raise ValueError(f"unknown metric {name!r}{suggestion(name, known)}; available: {', '.join(known)}")
+    return [METRICS[name] for name in dict.fromkeys(part for name in names for part in GROUPS.get(name, (name,)))]
 
 
 def measurable(names: Sequence[str], model: Any) -> list[str]:

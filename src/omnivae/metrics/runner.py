@@ -18,12 +18,15 @@ from omnivae.metrics.inference import Inference
 from omnivae.metrics.intervals import bootstrap_interval
 from omnivae.metrics.items import ImageDataset, Item, load_items
 from omnivae.metrics.latents import LatentStatistics
+from omnivae.metrics.population import Population
 from omnivae.metrics.registry import Metric, resolve
 
 #: Pixel values of one group on an accelerator, and the most images of one.
 GROUP_BUDGET, LARGEST_GROUP = 2**22, 64
 #: Pixel values of an image up to which one thread of the CPU is faster than many that wait for each other.
 SMALL_IMAGE = 2**13
+#: Metrics of these scopes are of all images together, and have no value for one of them.
+TOGETHER = ("dataset", "population")
 
 
 def evaluate(
@@ -88,7 +91,7 @@ def evaluate(
         raise ValueError("the dataset is empty; evaluation needs at least one image")
 
     low, high = model.value_range
-    tally = _Tally(chosen, data_range=high - low)
+    tally = _Tally(chosen, data_range=high - low, seed=seed)
     with torch.no_grad(), _evaluating(model, device) as where, _progress_bar(len(dataset), progress) as advance:
         items = load_items(dataset, model, batch_size=batch_size, num_workers=num_workers)
         for group in _groups(items, where):
@@ -124,12 +127,16 @@ def evaluate(
             seed=seed,
             provenance=provenance or Provenance(),
         )
+        tally.population.finish(model, where)
+        estimates = {m.name: m.function(tally.population) for m in chosen if m.scope == "population"}
 
     per_image = {name: dict(sorted(of.items())) for name, of in tally.values.items()}
     results = {}
     for m in chosen:
         if m.scope == "dataset":
             results[m.name] = MetricResult(float(m.function(tally.latents)), None, None, m.unit)
+        elif m.scope == "population":
+            results[m.name] = estimates[m.name].result(m.unit, bootstrap, seed)
         else:
             array = np.array(list(per_image[m.name].values()), dtype=np.float64)
             lower, upper = bootstrap_interval(array, bootstrap, seed=seed)
@@ -150,7 +157,8 @@ def evaluate(
         },
         card=card,
         inputs=shorten(inputs.items()),
-        remarks=tally.summary(),
+        remarks=tally.summary()
+        | {name: estimate.remark for name, estimate in estimates.items() if estimate.remark is not None},
     )
 
 
@@ -188,23 +196,25 @@ def group_size(shape: Sequence[int], device: torch.device) -> int:
 class _Tally:
     """Everything that is remembered of the images while they pass."""
 
-    def __init__(self, metrics: Sequence[Metric], *, data_range: float) -> None:
+    def __init__(self, metrics: Sequence[Metric], *, data_range: float, seed: int) -> None:
         self.metrics = metrics
         self.data_range = data_range
-        self.values: dict[str, dict[str, float]] = {m.name: {} for m in metrics if m.scope != "dataset"}
+        self.values: dict[str, dict[str, float]] = {m.name: {} for m in metrics if m.scope not in TOGETHER}
         self.remarks: dict[str, Counter[str]] = {m.name: Counter() for m in metrics}
         self.content: dict[str, str | None] = {}
         self.pixels: dict[str, str] = {}
         self.latents = LatentStatistics()
+        self.population = Population([m.collect for m in metrics if m.collect is not None], seed=seed)
 
     def add(self, group: list[Item], inference: Inference, mask: Tensor | None) -> None:
         """Measure a group, whose first images are new and whose others repeat the last of them."""
         self.latents.update(inference, len(group))
+        self.population.add([(item.key, item.label) for item in group], inference)
         for m in self.metrics:
             remark = m.remark(tuple(inference.x.shape[1:])) if m.remark else None
             if remark is not None:
                 self.remarks[m.name][remark] += len(group)
-            if m.scope != "dataset":
+            if m.scope not in TOGETHER:
                 result = _compute(m, inference, mask, data_range=self.data_range).double().cpu().tolist()
                 self.values[m.name].update(zip((item.key for item in group), result, strict=False))
         self.content.update((item.key, item.content) for item in group)
