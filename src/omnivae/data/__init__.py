@@ -1,5 +1,6 @@
 """Data: files, or embedded data sets, to batches in a stated value range."""
 
+from omnivae.data.condition import Condition
 from omnivae.data.config import DataConfig
 from omnivae.data.datasets import ImageDataset, collate
 from omnivae.data.dsprites import render_dsprites
@@ -9,6 +10,7 @@ from omnivae.data.loading import DataSplits, DataSummary, load_data
 from omnivae.data.saving import save_image, save_like
 
 __all__ = [
+    "Condition",
     "DataConfig",
     "DataSplits",
     "DataSummary",

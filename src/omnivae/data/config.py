@@ -66,6 +66,13 @@ class DataConfig:
             default. For tar shards: the suffix of the image members.
         label_column: column with class numbers or names; "label" where there is one, by default. For tar shards: the
             suffix of the label members.
+        cond: what a conditional model is told about each image: "label" (its class), a column of the table or several
+            (``[smiling, age]``; text is a class, 0 and 1 stay, other numbers are standardised, lists and ``.npy`` files are
+            vectors), or "factors" (of a generated world). None for models without a condition.
+        labels_per_class: keep the label of so many training images of each class, and hide all others, to train on a few
+            labels (semi-supervised); which ones follows ``split_seed``.
+        labelled_share: share of each training batch that has its label, where only some have: the labelled images come more
+            often.
         on_error: "stop": a file that cannot be read stops the run before it starts, with its name; "skip": it is left
             out, counted and listed.
         verify: "full" decodes every file before the run starts; "headers" reads their headers and ends only; "auto" is
@@ -104,6 +111,9 @@ class DataConfig:
     pages_as_channels: bool = False
     image_column: str | None = None
     label_column: str | None = None
+    cond: str | tuple[str, ...] | None = None
+    labels_per_class: int | None = None
+    labelled_share: float = 0.5
     on_error: OnError = "stop"
     verify: Verify = "auto"
     cache: bool | Literal["auto"] = "auto"
@@ -121,6 +131,13 @@ class DataConfig:
         object.__setattr__(self, "resolutions", tuple(self.resolutions))
         for side in self.resolutions:
             _at_least("resolutions", side, 1)
+        if self.cond is not None and not isinstance(self.cond, str):
+            object.__setattr__(self, "cond", tuple(self.cond))
+        if len(set(self.conditions)) < len(self.conditions) or not all(self.conditions):
+            raise ValueError(f"got data.cond={self.cond}; expected different names, such as label or [smiling, age]")
+        _at_least("labels_per_class", self.labels_per_class, 1)
+        if not 0 < self.labelled_share <= 1:
+            raise ValueError(f"got data.labelled_share={self.labelled_share}; expected a share above 0, at most 1")
         _at_least("image_size", self.image_size, 1)
         _at_least("limit", self.limit, 1)
         _at_least("num_workers", self.num_workers, 0)
@@ -149,6 +166,12 @@ class DataConfig:
             )
         if self.random_crop and self.image_size is None and not self.resolutions and self.path != "photos":
             raise ValueError("data.random_crop needs the side of the crop: set data.image_size")
+
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What ``cond`` names; empty without a condition."""
+        return () if self.cond is None else (self.cond,) if isinstance(self.cond, str) else self.cond
 
 
 def check_value_range(value_range: tuple[float, float], name: str = "value_range") -> tuple[float, float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from omnivae.data.cache import PixelCache, affordable, cache_bytes
+from omnivae.data.condition import ConditionTable
 from omnivae.data.config import Binarize
 from omnivae.data.header import ALPHA, ReadOptions
 from omnivae.data.pixels import (
@@ -66,12 +67,25 @@ class ImageDataset(Dataset):
         split: "train", "val" or "test"; only training images change with the epoch.
         transform: what to do with them.
         seed: seed of augmentation and of stochastic binarisation.
+        told: what a conditional model is told about each image of the source, or None.
+        known: whether each image of this split has its label ``[N]``, or None where all have.
+        labelled_share: share of a batch that has its label, where only some images have.
     """
 
     def __init__(
-        self, source: ImageSource, indices: np.ndarray, *, split: Split, transform: Transform, seed: int = 0
+        self,
+        source: ImageSource,
+        indices: np.ndarray,
+        *,
+        split: Split,
+        transform: Transform,
+        seed: int = 0,
+        told: ConditionTable | None = None,
+        known: np.ndarray | None = None,
+        labelled_share: float = 0.5,
     ) -> None:
         self.source, self.indices, self.split, self.transform, self.seed = source, indices, split, transform, seed
+        self.told, self.known, self.labelled_share = told, known, labelled_share
         self._epoch = 0
         self._side: int | None = None
         self._cache: PixelCache | None = None
@@ -131,8 +145,11 @@ class ImageDataset(Dataset):
             epoch: every epoch has another one.
 
         Returns:
-            Every number from 0 to ``len(self) - 1`` once; a function of seed and epoch.
+            Every number from 0 to ``len(self) - 1`` once; a function of seed and epoch. Where only some images have their label,
+            ``len(self)`` numbers, evenly mixed, of which ``labelled_share`` are of those.
         """
+        if self.known is not None:
+            return mixed_order(self.known, self.labelled_share, seed=self.seed, epoch=epoch)
         order = self.source.permutation(self.seed, epoch)
         if order is None:
             return None
@@ -148,8 +165,11 @@ class ImageDataset(Dataset):
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Class indices ``[N]`` int64, factor classes ``[N, F]`` float32, or None."""
-        return None if self.source.labels is None else self.source.labels[self.indices]
+        """Class indices ``[N]`` int64, -1 where a label is hidden; factor classes ``[N, F]`` float32; or None."""
+        if self.source.labels is None:
+            return None
+        labels = self.source.labels[self.indices]
+        return labels if self.known is None else np.where(self.known, labels, -1)
 
     @cached_property
     def factor_values(self) -> np.ndarray | None:
@@ -167,9 +187,18 @@ class ImageDataset(Dataset):
         number = int(self.indices[index])
         key = self.source.key(number)
         item: dict[str, Any] = {"x": self._pixels(number, index, key), "key": key}
+        return item | {name: values[0] for name, values in self._facts([index]).items()}
+
+    def _facts(self, indices: list[int]) -> dict[str, Tensor]:
+        """Return label ``[B]`` or ``[B, F]`` and condition ``[B, E]`` of items, what there is of them."""
+        facts, place = {}, np.asarray(indices, dtype=np.int64)
+        numbers, known = self.indices[place], None if self.known is None else self.known[place]
         if self.source.labels is not None:
-            item["label"] = torch.as_tensor(self.source.labels[number])
-        return item
+            labels = self.source.labels[numbers]
+            facts["label"] = torch.as_tensor(labels if known is None else np.where(known, labels, -1))
+        if self.told is not None:
+            facts["cond"] = self.told.rows(numbers, known)
+        return facts
 
     def _pixels(self, number: int, index: int, key: str) -> Tensor:
         t = self.transform
@@ -234,7 +263,7 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         items: what the dataset returned, at least one.
 
     Returns:
-        ``x [B, C, H, W]``, ``key`` as a list, and ``label [B]`` or ``[B, F]`` where the items have it.
+        ``x [B, C, H, W]``, ``key`` as a list, and ``label [B]`` or ``[B, F]`` and ``cond [B, E]`` where the items have them.
 
     Raises:
         ValueError: when the images differ in shape.
@@ -247,7 +276,40 @@ def collate(items: list[dict[str, Any]]) -> Batch:
     batch = Batch(x=torch.stack([item["x"] for item in items]), key=[item["key"] for item in items])
     if all("label" in item for item in items):
         batch["label"] = torch.stack([item["label"] for item in items])
+    if all("cond" in item for item in items):
+        batch["cond"] = torch.stack([item["cond"] for item in items])
     return batch
+
+
+def mixed_order(known: np.ndarray, share: float, *, seed: int, epoch: int) -> np.ndarray:
+    """Return an order in which a given share of every stretch of images has its label.
+
+    Args:
+        known: whether each image has its label, ``[N]``; some must have.
+        share: of those, above 0, at most 1; 1 leaves the others out.
+        seed: of the order.
+        epoch: every epoch has another one.
+
+    Returns:
+        ``[N]`` indices; images with labels come as often as it takes.
+
+    Example:
+        >>> order = mixed_order(np.array([True, False, False, False]), 0.5, seed=0, epoch=0)
+        >>> sorted(order.tolist()).count(0), len(order)
+        (2, 4)
+    """
+    random = np.random.default_rng([seed, epoch])
+    with_label, without = np.flatnonzero(known), np.flatnonzero(~known)
+    place = np.arange(len(known))
+    # Evenly spaced, so that every batch has its share.
+    slots = np.floor((place + 1) * share).astype(np.int64) > np.floor(place * share).astype(np.int64)
+    slots |= len(without) == 0
+    order = np.empty(len(known), dtype=np.int64)
+    for chosen, these in ((slots, with_label), (~slots, without)):
+        turns = -(-int(chosen.sum()) // max(1, len(these)))
+        drawn = [random.permutation(these) for _ in range(turns)]
+        order[chosen] = np.concatenate(drawn)[: int(chosen.sum())] if drawn else []
+    return order
 
 
 def _random_crop(image: np.ndarray, side: int, random: np.random.Generator, *, alpha: bool) -> np.ndarray:

@@ -97,10 +97,19 @@ def read_huggingface(config: DataConfig) -> Found:
         labels, classes = to_classes(
             values, f"{config.path}: labels in {label!r}", getattr(first.features[label], "names", None)
         )
+    told = [name for name in config.conditions if name not in ("label", "factors")]
+    for name in told:
+        if name not in first.features:
+            raise ValueError(
+                f"{config.path} has no column {name!r}{suggestion(name, first.features)}; it has "
+                f"{', '.join(first.features)}: correct data.cond"
+            )
+    attributes = {name: [value for part in plain for value in part.with_format(None)[name][:]] for name in told}
     keys = NumberedKeys(dict(zip(parts, starts[:-1].tolist(), strict=True)), len(blobs))
     of_each = np.repeat(np.array([splits[name] for name in parts]), np.diff(starts))
     files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
-    return collect(Collection(name, blobs, keys, of_each, labels, classes, containers=files), config)
+    collection = Collection(name, blobs, keys, of_each, labels, classes, containers=files, attributes=attributes)
+    return collect(collection, config)
 
 
 def _datasets() -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from omnivae.data.attributes import few_labels, tell_images
+from omnivae.data.condition import Condition
 from omnivae.data.config import DataConfig, check_value_range
 from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
@@ -61,6 +63,7 @@ class DataSplits:
         native: what the data is before anything is done to it.
         official_test: whether the test images are the data's own, not carved from its training images.
         skipped: name of and reason for each image that is left out (``data.on_error`` skip).
+        condition: what ``data.cond`` comes to, or None.
     """
 
     train: ImageDataset
@@ -74,6 +77,7 @@ class DataSplits:
     native: DataSummary
     official_test: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    condition: Condition | None = None
 
     @property
     def alpha(self) -> bool:
@@ -81,7 +85,13 @@ class DataSplits:
         return self.channels in (2, 4) and bool(self.native.modes) and set(self.native.modes) <= set(ALPHA)
 
 
-def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1.0), seed: int = 0) -> DataSplits:
+def load_data(
+    config: DataConfig,
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    seed: int = 0,
+    condition: Condition | None = None,
+) -> DataSplits:
     """Read a data set and split it into training, validation and test images.
 
     Splits that the data defines are used: folders train/val/test, the official test images of MNIST and CIFAR-10. A
@@ -92,6 +102,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
         config: what to read.
         value_range: what black and white become, unless ``config.value_range`` says so.
         seed: seed of augmentation and of stochastic binarisation.
+        condition: what a trained model was told about its images; measured on the training images of this data by default.
 
     Returns:
         The three datasets, in a fixed mixed order.
@@ -99,7 +110,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
     Raises:
         FileNotFoundError: when ``config.path`` does not exist.
         ValueError: when it holds no images, damaged ones, or ones that differ in size or channels without a setting
-            that unites them.
+            that unites them, or without the labels and attributes that ``config.cond`` names.
 
     Example:
         >>> splits = load_data(DataConfig("digits"))
@@ -120,6 +131,10 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
     if rounded:
         logger.warning("%d images hold samples of 64-bit floats, which models see rounded to 32 bits", rounded)
     indices = split_images(found, config)
+    told = tell_images(source, config.conditions, indices["train"], condition) if config.conditions else None
+    known = None
+    if config.labels_per_class is not None:
+        known = few_labels(source.labels, indices["train"], config.labels_per_class, source.classes or ())
     datasets: dict[str, ImageDataset] = {}
     for split in SPLITS:
         transform = Transform(
@@ -132,7 +147,16 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
             random_crop=config.random_crop or photos,
             reading=ReadOptions.of(config),
         )
-        datasets[split] = ImageDataset(source, indices[split], split=split, transform=transform, seed=seed)
+        datasets[split] = ImageDataset(
+            source,
+            indices[split],
+            split=split,
+            transform=transform,
+            seed=seed,
+            told=told,
+            known=known if split == "train" else None,
+            labelled_share=config.labelled_share,
+        )
     return DataSplits(
         train=datasets["train"],
         val=datasets["val"],
@@ -145,6 +169,7 @@ def load_data(config: DataConfig, *, value_range: tuple[float, float] = (-1.0, 1
         native=_summarise(source, {split: len(datasets[split]) for split in SPLITS}),
         official_test="test" in found.splits,
         skipped=list(found.skipped),
+        condition=None if told is None else told.condition,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class ImageSource:
         options: how stored samples are to be understood.
         labels: class indices ``[N]`` int64, or None.
         classes: names of the classes, or None.
+        attributes: what else is known about each image, by name: numbers, names, vectors or paths of ``.npy`` files, ``N`` each.
         in_memory: whether reading an image decodes nothing.
     """
 
@@ -48,6 +50,7 @@ class ImageSource:
     options: ReadOptions = ReadOptions()
     labels: np.ndarray | None = None
     classes: list[str] | None = None
+    attributes: Mapping[str, Sequence[Any]] = MappingProxyType({})
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not define a length")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -93,6 +93,7 @@ class Collection:
             any order is as good.
         window: groups that an epoch's order mixes with each other.
         containers: files that hold the images, so that the same ones need not be looked at twice in a process.
+        attributes: what else is known about each image, by name.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Collection:
     groups: np.ndarray | None = None
     window: int = 4
     containers: Sequence[Path] = ()
+    attributes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class StoredSource(ImageSource):
@@ -122,6 +124,7 @@ class StoredSource(ImageSource):
         self.collection, self.rows, self.options = collection, rows, options
         self.name, self.classes = collection.name, collection.classes
         self.labels = None if collection.labels is None else collection.labels[rows]
+        self.attributes = {name: [values[int(i)] for i in rows] for name, values in collection.attributes.items()}
         self.describe(headers)
 
     def __len__(self) -> int:

@@ -262,7 +262,8 @@ def read_tables(path: Path, config: DataConfig) -> Found:
             raise ValueError(
                 f"{table.path} has no column {odd[0]!r}, which {tables[0].path} has: give data.path one kind of table"
             )
-    wanted = [name for name in (label, split) if name is not None]
+    told = _told(tables, config)
+    wanted = list(dict.fromkeys(name for name in (label, split, *told) if name is not None))
     if kind_of(tables[0].columns[column]) == "text":
         wanted.append(column)
     values: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -276,11 +277,13 @@ def read_tables(path: Path, config: DataConfig) -> Found:
         labels, classes = to_classes(values[label], f"{path}: labels in {label!r}", tables[0].class_names.get(label))
     splits = _splits(path, values.get(split) if split else None, tables, files)
     name = path.resolve().stem if path.is_file() else path.resolve().name
+    bases = [table.path.parent for table in tables for _ in range(table.num_rows)]
+    attributes = {name: _vector_files(values[name], bases) for name in told}
     if column in values:
-        bases = [table.path.parent for table in tables for _ in range(table.num_rows)]
         paths = _resolve(values[column], bases, path, skip_missing=config.on_error == "skip")
+        keys = _path_keys(values[column], paths, root)
         return collect(
-            Collection(name, PathBlobs(paths), _path_keys(values[column], paths, root), splits, labels, classes), config
+            Collection(name, PathBlobs(paths), keys, splits, labels, classes, attributes=attributes), config
         )
     blobs = open_row_groups([table.path for table in tables], column)
     starts = np.cumsum([0, *(table.num_rows for table in tables[:-1])])
@@ -295,8 +298,25 @@ def read_tables(path: Path, config: DataConfig) -> Found:
         groups=None if blobs.window is None else np.diff(blobs.starts),
         window=blobs.window or 1,
         containers=blobs.paths,
+        attributes=attributes,
     )
     return collect(collection, config)
+
+
+def _told(tables: list[Table], config: DataConfig) -> list[str]:
+    """Return the columns that a conditional model is told; "label" is the column of labels, whatever its name."""
+    names = [name for name in config.conditions if name not in ("label", "factors")]
+    for table in tables:
+        for name in names:
+            find_column(table, name, (), "data.cond")
+    return names
+
+
+def _vector_files(values: list[Any], bases: list[Path]) -> list[Any]:
+    """Return the paths that a column of ``.npy`` files names; any other column as it is."""
+    if not values or not all(isinstance(value, str) and value.lower().endswith(".npy") for value in values):
+        return values
+    return [base / value for base, value in zip(bases, values, strict=True)]
 
 
 def _values(table: Table, columns: list[str]) -> dict[str, list[Any]]:
