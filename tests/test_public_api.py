@@ -26,6 +26,7 @@ NAMES = words("""
     autoencoder fsq_vae full_covariance_vae lfq_vae vq_vae
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
 """)
+    HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
 
 TRAIN = words("""
     accept_changes checkpoint
@@ -115,6 +116,19 @@ for name in words("iwae miwae ciwae aae"):
     RECIPE_ARGUMENTS[name] = FULLY_CONNECTED
 
 OPTIONS = {
+    "hierarchical_vae": """
+        channels dim image_size in_channels inference latent_dims likelihood recipe value_range widths
+    """,
+    "ladder_vae": """
+        dim image_size in_channels latent_dims likelihood norm recipe value_range widths
+    """,
+    "deep_hierarchical_vae": """
+        block channels dim image_size in_channels latent_dim likelihood num_groups recipe relation value_range
+    """,
+    "lite_vae": """
+        channels dim encoder_channels encoder_multipliers in_channels input_resolution latent_dim likelihood mid_attention
+        num_groups num_res_blocks recipe value_range
+    """,
     "inspect": """
         config-out data.channel_axis data.channels data.clip data.download data.format data.image_column data.image_size
         data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed

@@ -14,7 +14,7 @@ from omnivae.likelihoods import (
 from omnivae.losses import KL, L1, MSE, MSSSIM, NLL
 from omnivae.losses.schedules import ConstantSchedule, CosineSchedule, CyclicalSchedule, LinearSchedule
 from omnivae.metrics import compare, evaluate
-from omnivae.models import VAE
+from omnivae.models import VAE, HierarchicalVAE
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes import (
@@ -27,6 +27,7 @@ from omnivae.recipes import (
     ciwae,
     cnn_vae,
     conv_vae,
+    deep_hierarchical_vae,
     dip_vae_i,
     dip_vae_ii,
     factor_vae,
@@ -34,11 +35,14 @@ from omnivae.recipes import (
     full_covariance_vae,
     info_vae,
     iwae,
+    hierarchical_vae,
     kl_autoencoder,
     lfq_vae,
     miwae,
     mixture_vae,
+    ladder_vae,
     swin_vae,
+    lite_vae,
     vamp_vae,
     vit_vae,
     vq_vae,
@@ -70,6 +74,7 @@ __all__ = [
     "LatentDataset",
     "LinearSchedule",
     "PosteriorStore",
+    "HierarchicalVAE",
     "StandardNormal",
     "TransVAE",
     "VAEOutput",
@@ -87,6 +92,7 @@ __all__ = [
     "evaluate",
     "factor_vae",
     "from_config",
+    "deep_hierarchical_vae",
     "fsq_vae",
     "full_covariance_vae",
     "info_vae",
@@ -96,12 +102,15 @@ __all__ = [
     "lfq_vae",
     "load_data",
     "miwae",
+    "hierarchical_vae",
     "mixture_vae",
     "preprocess_image",
     "save_image",
     "swin_vae",
     "to_config",
+    "ladder_vae",
     "vamp_vae",
+    "lite_vae",
     "vit_vae",
     "vq_vae",
     "wae",

@@ -52,6 +52,18 @@ VARIATIONS = {
             "use_dc_path": False,
             "norm": "layer",
             "stem": "sequential-conv",
+TOY |= {
+    "hierarchical_vae": {
+        "in_channels": 3,
+        "image_size": 16,
+        "latent_dims": [2, 4],
+        "widths": [8, 16],
+        "channels": [4, 8],
+    },
+    "ladder_vae": {"in_channels": 3, "image_size": 16, "latent_dims": [2, 3, 4], "widths": [4, 8, 16]},
+    "deep_hierarchical_vae": {"channels": [8, 8, 16], "num_groups": [1, 2, 2], "latent_dim": 3},
+    "lite_vae": {"encoder_channels": 8, "channels": [8, 8, 8], "num_res_blocks": 1, "num_groups": 4},
+}
             "input_resolution": 16,
         },
     ),
@@ -69,13 +81,30 @@ VARIATIONS = {
 CASES = {name: (name, TOY.get(name)) for name in RECIPES} | VARIATIONS
 VECTOR = ["conv_vae", "beta_vae", "mixture_vae", "vamp_vae", "full_covariance_vae", "autoencoder"]
 VECTOR += [name for name in TOY if TOY[name] in (CONVOLUTIONAL, FULLY_CONNECTED)]
-OTHER_VECTOR = ["conv_vae/3d", "conv_vae/1d", "factor_vae/3d", "wae/1d", "iwae/3d"]
+VECTOR += ["hierarchical_vae", "ladder_vae", "hierarchical_vae/independent"]
+VECTOR += ["flow_vae", "iaf_vae", "flow_prior_vae", "flow_vae/planar", "flow_vae/maf"]
+OTHER_VECTOR = ["flow_vae/glow-1d", "flow_vae/nsf-3d", "hierarchical_vae/3d", "conv_vae/3d", "conv_vae/1d", "factor_vae/3d", "wae/1d", "iwae/3d"]
 SPATIAL = [name for name in CASES if name not in (*VECTOR, *OTHER_VECTOR)]
 #: Losses that belong to a posterior: what it must provide, under the loss's name.
 OF_POSTERIOR = {"kl": "density", "commitment": "commitment", "entropy": "entropy", "norm": "norm"}
 
 
 def build(case, **overrides):
+    "flow_vae/planar": ("flow_vae", {**TOY["flow_vae"], "flow": "planar"}),
+    "flow_vae/glow-1d": ("flow_vae", {**TOY["flow_vae"], "flow": "glow", "dim": 1}),
+    "flow_vae/nsf-3d": ("flow_vae", {**TOY["flow_vae"], "flow": "nsf", "dim": 3, "image_size": 8, "in_channels": 1}),
+    "flow_vae/maf": ("flow_vae", {**TOY["flow_vae"], "flow": "maf"}),
+    "hierarchical_vae/independent": ("hierarchical_vae", {**TOY["hierarchical_vae"], "inference": "independent"}),
+    "hierarchical_vae/3d": (
+        "hierarchical_vae",
+        {**TOY["hierarchical_vae"], "image_size": 8, "dim": 3, "in_channels": 1},
+    ),
+    "deep_hierarchical_vae/vdvae": ("deep_hierarchical_vae", {**TOY["deep_hierarchical_vae"], "block": "vdvae"}),
+    "deep_hierarchical_vae/3d": (
+        "deep_hierarchical_vae",
+        {"channels": [8, 16], "num_groups": [1, 2], "latent_dim": 3, "dim": 3, "in_channels": 1},
+    ),
+    "lite_vae/3d": ("lite_vae", {**TOY["lite_vae"], "channels": [8, 8], "dim": 3, "in_channels": 1}),
     name, arguments = CASES[case]
     assert arguments is not None, f"the recipe {name!r} has no toy size: add it to TOY in this file"
     torch.manual_seed(1)
@@ -178,10 +207,12 @@ def test_output_contract(case):
         assert reconstruction is output.reconstruction
         assert mean.shape == logvar.shape == output.z.shape
     assert isinstance(posterior, DiagonalGaussian) == ("diagonal" in provides)
-    assert tuple(posterior.shape) == tuple(output.z.shape)
+    # With several latents the output's z is the top one's; what encode gives has all of them packed into one.
+    assert len(output.latents) > 1 or tuple(posterior.shape) == tuple(output.z.shape)
     z, log_q = posterior.rsample(3)
-    assert z.shape == (3, *output.z.shape)
+    assert z.shape == (3, *posterior.shape)
     assert log_q.shape == (3, 4) if "density" in provides else log_q is None
+    assert tuple(posterior.shape) == (4, model.latent_dim, *model.latent_size(x.shape[2:]))
     # A point has no density to compare with a prior, but its codes may have to look like samples of one (WAE, AAE).
     assert "density" not in provides or model.prior is not None
     assert ("indices" in provides) == hasattr(posterior, "indices")

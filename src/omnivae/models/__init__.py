@@ -1,5 +1,7 @@
 """Models: the wiring of networks, posterior, prior and likelihood."""
 
+from omnivae.models.hierarchical import HierarchicalVAE
+from omnivae.models.text import TextVAE
 from omnivae.models.vae import VAE
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "HierarchicalVAE", "TextVAE"]

@@ -1,23 +1,31 @@
 """Networks: tensors in, tensors out; no probability."""
 
 from omnivae.networks.conv import ConvDecoder, ConvEncoder
+from omnivae.networks.deep import DeepDecoder, DeepEncoder
 from omnivae.networks.dense import DenseAfter, DenseBefore
 from omnivae.networks.kl import KLDecoder, KLEncoder
+from omnivae.networks.ladder import LadderDecoder, LadderEncoder
 from omnivae.networks.mlp import MLPDecoder, MLPEncoder
 from omnivae.networks.swin import SwinDecoder, SwinEncoder
 from omnivae.networks.transvae import TransVAEDecoder, TransVAEEncoder
+from omnivae.networks.wavelet import WaveletEncoder
 
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "DeepDecoder",
+    "DeepEncoder",
     "DenseAfter",
     "DenseBefore",
     "KLDecoder",
     "KLEncoder",
+    "LadderDecoder",
+    "LadderEncoder",
     "MLPDecoder",
     "MLPEncoder",
     "SwinDecoder",
     "SwinEncoder",
     "TransVAEDecoder",
     "TransVAEEncoder",
+    "WaveletEncoder",
 ]

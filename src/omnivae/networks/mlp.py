@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -21,9 +21,16 @@ from omnivae.networks.conditioning import (
 )
 from omnivae.networks.layers import check_dim
 
-Activation = Literal["tanh", "relu", "elu", "softplus"]
+Activation = Literal["tanh", "relu", "elu", "softplus", "leaky_relu"]
+MLPNorm = Literal["batch", "none"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "softplus": nn.Softplus}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+}
 
 
 class MLPEncoder(nn.Module, Component):
@@ -33,7 +40,8 @@ class MLPEncoder(nn.Module, Component):
         in_channels: image channels.
         image_size: size of the images, one number >= 1 for each of 1 to 3 axes.
         hidden: width of each layer; two of 200 as in Burda et al., Importance Weighted Autoencoders, 2016.
-        activation: "tanh", "relu", "elu" or "softplus", after every layer.
+        activation: "tanh", "relu", "elu", "softplus" or "leaky_relu" (slope 0.1), after every layer.
+        norm: "batch" for a batch normalisation before every activation, or "none".
         cond_dim: size E of the condition, or ``None`` for a network without one.
         conditioning: "concat" (numbers behind the input), "batch_norm" or "film"; counts only with a ``cond_dim``.
 
@@ -50,19 +58,20 @@ class MLPEncoder(nn.Module, Component):
         hidden: Sequence[int] = (200, 200),
         *,
         activation: Activation = "tanh",
+        norm: MLPNorm = "none",
         cond_dim: int | None = None,
         conditioning: Conditioning = "concat",
     ) -> None:
         super().__init__()
         check_conditioning(cond_dim, conditioning)
-        _check(in_channels, image_size, hidden, activation)
+        _check(in_channels, image_size, hidden, activation, norm)
         self.dim = len(image_size)
         self.in_channels = in_channels
         self.cond_dim, self.conditioning = cond_dim, conditioning
         self.image_size = tuple(image_size)
         self.stride = 1
         self.out_channels = hidden[-1]
-        self.layers = _layers((in_channels * math.prod(image_size), *hidden), activation, cond_dim, conditioning)
+        self.layers = _layers((in_channels * math.prod(image_size), *hidden), activation, norm, cond_dim, conditioning)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return features.
@@ -93,7 +102,8 @@ class MLPDecoder(nn.Module, Component):
         out_channels: channels of the result; the likelihood says how many it needs.
         image_size: size of the images.
         hidden: width of each layer, deepest first.
-        activation: "tanh", "relu", "elu" or "softplus", after every layer but the last.
+        activation: "tanh", "relu", "elu", "softplus" or "leaky_relu" (slope 0.1), after every layer but the last.
+        norm: "batch" for a batch normalisation before every activation, or "none".
         cond_dim: size E of the condition, or ``None`` for a network without one.
         conditioning: "concat" (numbers behind the input), "batch_norm" or "film"; counts only with a ``cond_dim``.
 
@@ -111,19 +121,20 @@ class MLPDecoder(nn.Module, Component):
         hidden: Sequence[int] = (200, 200),
         *,
         activation: Activation = "tanh",
+        norm: MLPNorm = "none",
         cond_dim: int | None = None,
         conditioning: Conditioning = "concat",
     ) -> None:
         super().__init__()
         check_conditioning(cond_dim, conditioning)
-        _check(latent_dim, image_size, hidden, activation)
+        _check(latent_dim, image_size, hidden, activation, norm)
         self.dim = len(image_size)
         self.in_channels = latent_dim
         self.cond_dim, self.conditioning = cond_dim, conditioning
         self.out_channels = out_channels
         self.image_size = tuple(image_size)
         self.stride = 1
-        self.layers = _layers((latent_dim, *hidden), activation, cond_dim, conditioning)
+        self.layers = _layers((latent_dim, *hidden), activation, norm, cond_dim, conditioning)
         self.head = nn.Linear(hidden[-1], out_channels * math.prod(image_size))
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -143,21 +154,31 @@ class MLPDecoder(nn.Module, Component):
         return self.head(_through(self.layers, x, cond)).unflatten(1, (self.out_channels, *self.image_size))
 
 
-def _layers(widths: Sequence[int], activation: str, cond_dim: int | None, conditioning: Conditioning) -> nn.Sequential:
+def _layers(
+    widths: Sequence[int], activation: str, norm: str, cond_dim: int | None, conditioning: Conditioning
+) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     modulated = cond_dim is not None and conditioning != "concat"
     if cond_dim is not None and not modulated:
         widths = (widths[0] + cond_dim, *widths[1:])
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
         act = ACTIVATIONS[activation]()
+        own_norm = nn.BatchNorm1d(outputs) if norm == "batch" else None
+        # A bias before batch normalisation would be subtracted again.
+        linear = nn.Linear(inputs, outputs, bias=own_norm is None and not (modulated and conditioning == "batch_norm"))
         if cond_dim is not None and modulated:
-            linear = nn.Linear(inputs, outputs, bias=conditioning != "batch_norm")
+            # Conditional batch normalisation is one already.
             layers[f"stage{index}"] = ConditionedStage(
-                linear, None, modulation(conditioning, cond_dim, outputs, dim=0), act
+                linear,
+                own_norm if conditioning != "batch_norm" else None,
+                modulation(conditioning, cond_dim, outputs, dim=0),
+                act,
             )
-        else:
-            layers[f"linear{index}"] = nn.Linear(inputs, outputs)
-            layers[f"act{index}"] = act
+            continue
+        layers[f"linear{index}"] = linear
+        if own_norm is not None:
+            layers[f"norm{index}"] = own_norm
+        layers[f"act{index}"] = act
     return nn.Sequential(layers)
 
 
@@ -169,7 +190,7 @@ def _through(layers: nn.Sequential, x: Tensor, cond: Tensor | None) -> Tensor:
     return x
 
 
-def _check(channels: int, image_size: Sequence[int], hidden: Sequence[int], activation: str) -> None:
+def _check(channels: int, image_size: Sequence[int], hidden: Sequence[int], activation: str, norm: str) -> None:
     check_dim(len(image_size))
     if channels < 1 or min(image_size) < 1 or not hidden or min(hidden) < 1:
         raise ValueError(
@@ -177,3 +198,5 @@ def _check(channels: int, image_size: Sequence[int], hidden: Sequence[int], acti
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"got activation={activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+    if norm not in ("batch", "none"):
+        raise ValueError(f"got norm={norm!r}; expected 'batch' or 'none'")

@@ -3,6 +3,7 @@
 from omnivae.posteriors.full_covariance import FullCovarianceGaussian, FullCovarianceGaussianPosterior
 from omnivae.posteriors.gaussian import GaussianPosterior, PosteriorHead
 from omnivae.posteriors.point_mass import PointMass, PointMassPosterior
+from omnivae.posteriors.level import LevelPosterior
 from omnivae.posteriors.quantised import FSQPosterior, LFQPosterior, QuantisedHead, QuantisedPosterior, VQPosterior
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LFQPosterior",
     "PointMass",
     "PointMassPosterior",
+    "LevelPosterior",
     "PosteriorHead",
     "QuantisedHead",
     "QuantisedPosterior",

@@ -4,6 +4,7 @@ from omnivae.recipes.baselines import cnn_vae, vit_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
 from omnivae.recipes.objectives import (
+from omnivae.recipes.hierarchical import deep_hierarchical_vae, hierarchical_vae, ladder_vae, lite_vae
     aae,
     beta_tc_vae,
     capacity_vae,
@@ -37,6 +38,7 @@ __all__ = [
     "dip_vae_ii",
     "factor_vae",
     "fsq_vae",
+    "deep_hierarchical_vae",
     "full_covariance_vae",
     "info_vae",
     "iwae",
@@ -44,10 +46,13 @@ __all__ = [
     "lfq_vae",
     "member",
     "miwae",
+    "hierarchical_vae",
     "mixture_vae",
     "swin_vae",
     "vamp_vae",
     "vit_vae",
+    "ladder_vae",
     "vq_vae",
+    "lite_vae",
     "wae",
 ]
