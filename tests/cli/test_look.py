@@ -145,7 +145,7 @@ def test_a_bare_spatial_model_samples_any_size(omnivae, bare_model, tmp_path):
 def test_interpolation(omnivae, refused, bare_model, make_images, tmp_path):
     folder = make_images(tmp_path / "in", [(16, 16), (16, 16), (20, 16)])
     first, second, other = sorted(folder.iterdir())
-    for mode in ("linear", "spherical"):
+    for mode in ("linear", "spherical", "both"):
         target = tmp_path / f"{mode}.png"
         outcome = omnivae("interpolate", bare_model, first, second, "--steps", 4, "--mode", mode, "--output", target)
         assert outcome.code == 0, outcome.err

@@ -99,3 +99,36 @@ def test_pictures_are_deterministic_and_leave_the_random_state():
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny_model())
+
+
+def test_traversal_of_the_priors_range(monkeypatch):
+    from omnivae.report import pictures
+    from omnivae.report.pictures import prior_moments
+
+    model = tiny_model()
+    centre, spread = prior_moments(model, (5,), None)
+    torch.testing.assert_close(centre, torch.zeros(5))
+    torch.testing.assert_close(spread, torch.ones(5))
+    asked = {}
+    monkeypatch.setattr(pictures, "traverse", lambda *args, **known: asked.update(known) or traverse(*args, **known))
+    traverse_model(model, X[0], X, num_dimensions=2, reach="prior")
+    torch.testing.assert_close(asked["statistics"][1], torch.ones(5))
+    traverse_model(model, X[0], X, num_dimensions=2)
+    q = model.encode(X)
+    # The aggregate posterior's variance: that of the means, and the mean of the variances.
+    spread = (q.mean.double().var(0, unbiased=False) + q.logvar.double().exp().mean(0)).sqrt()
+    torch.testing.assert_close(asked["statistics"][1], spread)
+    with pytest.raises(ValueError, match="reach='posterior'"):
+        traverse_model(model, X[0], X, reach="posterior")
+
+
+def test_moments_of_a_mixture_are_those_of_the_whole():
+    import omnivae
+    from omnivae.report.pictures import prior_moments
+
+    torch.manual_seed(0)
+    model = omnivae.mixture_vae(in_channels=1, image_size=8, latent_dim=3, num_components=4)
+    centre, spread = prior_moments(model, (3,), None)
+    draws = model.prior(torch.Size((1, 3))).sample(torch.Size((20000,)))[:, 0]
+    torch.testing.assert_close(centre, draws.mean(0), atol=0.06, rtol=0)
+    torch.testing.assert_close(spread, draws.std(0), atol=0.06, rtol=0)

@@ -103,7 +103,12 @@ def interpolate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("first", type=str, help="image file")
     parser.add_argument("second", type=str, help="image file of the same size")
     parser.add_argument("--steps", type=int, default=10, help="images on the way, both ends included")
-    parser.add_argument("--mode", type=Literal["linear", "spherical"], default="linear", help="line or great circle")
+    parser.add_argument(
+        "--mode",
+        type=Literal["linear", "spherical", "both"],
+        default="linear",
+        help="line, great circle, or a row of each",
+    )
     parser.add_argument("--output", type=str, default="interpolation.png", help="picture to write")
     _add_precision(parser)
     return parser
@@ -140,6 +145,12 @@ def traverse_parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--num_dimensions", type=int, default=10, help="rows of the picture")
     parser.add_argument("--span", type=float, default=3.0, help="standard deviations on each side")
+    parser.add_argument(
+        "--reach",
+        type=Literal["aggregate", "prior"],
+        default="aggregate",
+        help="whose standard deviations: those of the codes of the run's images, or the prior's",
+    )
     parser.add_argument("--steps", type=int, default=9, help="images in a row")
     parser.add_argument("--output", type=str, default="traversal.png", help="picture to write")
     _add_precision(parser)
@@ -159,6 +170,7 @@ def traverse(argv: Sequence[str]) -> int:
             num_dimensions=given.num_dimensions,
             span=given.span,
             steps=given.steps,
+            reach=given.reach,
             precision=given.precision,
         )
     )

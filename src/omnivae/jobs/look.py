@@ -56,7 +56,7 @@ def interpolate_files(
     output: str | Path,
     *,
     steps: int = 10,
-    mode: Literal["linear", "spherical"] = "linear",
+    mode: Literal["linear", "spherical", "both"] = "linear",
     precision: Precision = "auto",
 ) -> Path:
     """Walk from one image to another through the latent, into one picture.
@@ -67,21 +67,32 @@ def interpolate_files(
         second: image file of the same size.
         output: PNG file.
         steps: images on the way, both ends included.
-        mode: straight line or great circle.
+        mode: straight line, great circle, or one row of each.
         precision: of the networks, see :func:`load`.
 
     Returns:
         The file written.
     """
-    from omnivae.report import interpolate
+    from PIL import Image
 
+    from omnivae.report import interpolate, interpolation_grid
+    from omnivae.report.latent_ops import has_alpha
+
+    if mode not in ("linear", "spherical", "both"):
+        raise ValueError(f"got mode={mode!r}; expected 'linear', 'spherical' or 'both'")
+    target = _picture_path(output)
     loaded = load(model, precision)
     a, b = read_for(loaded, first)[0], read_for(loaded, second)[0]
     if a.shape != b.shape:
         raise ValueError(
             f"{first} is {tuple(a.shape)} and {second} is {tuple(b.shape)}; expected images of the same channels and size"
         )
-    return _write_grid(loaded, interpolate(loaded, a, b, steps=steps, mode=mode), output, columns=steps)
+    ways: list[Literal["linear", "spherical"]] = ["linear", "spherical"] if mode == "both" else [mode]
+    frames = torch.stack([interpolate(loaded, a, b, steps=steps, mode=way) for way in ways]).cpu()
+    ends = torch.stack([a, b]).cpu().expand(len(ways), 2, *a.shape)
+    grid = interpolation_grid(frames, loaded.value_range, ends=ends, names=ways, alpha=has_alpha(loaded))
+    Image.fromarray(grid).save(target)
+    return target
 
 
 def traverse_file(
@@ -92,6 +103,7 @@ def traverse_file(
     num_dimensions: int = 10,
     span: float = 3.0,
     steps: int = 9,
+    reach: Literal["aggregate", "prior"] = "aggregate",
     precision: Precision = "auto",
 ) -> Path:
     """Vary one latent dimension at a time, the most informative first, into one picture.
@@ -101,8 +113,9 @@ def traverse_file(
         output: PNG file.
         image: whose other dimensions are kept; the run's first test image by default.
         num_dimensions: rows.
-        span: standard deviations of the aggregate posterior on each side.
+        span: standard deviations on each side of the mean.
         steps: images in a row.
+        reach: of which distribution: the aggregate posterior of the run's test images, or the prior.
         precision: of the networks, see :func:`load`.
 
     Returns:
@@ -113,7 +126,7 @@ def traverse_file(
     loaded, dataset, *_ = images_for(model, None, "auto", None, precision)
     references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))])
     x = references[0] if image is None else read_for(loaded, image)[0]
-    picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps)
+    picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps, reach=reach)
     target = _picture_path(output)
     picture.save(target)
     return target

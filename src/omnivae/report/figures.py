@@ -139,6 +139,7 @@ def interpolation_grid(
     value_range: tuple[float, float] = (-1.0, 1.0),
     *,
     ends: Tensor | None = None,
+    names: Sequence[str] | None = None,
     min_tile: int = MIN_TILE,
     max_tile: int = MAX_TILE,
     alpha: bool = False,
@@ -149,6 +150,7 @@ def interpolation_grid(
         frames: decoded paths, ``[R, steps, C, H, W]``.
         value_range: what becomes black and white.
         ends: the original images, ``[R, 2, C, H, W]``.
+        names: a short text beside each row.
         min_tile: least length of a tile's longer side in pixels.
         max_tile: greatest length of a tile's longer side in pixels.
         alpha: whether the last of two or four channels is alpha.
@@ -165,7 +167,7 @@ def interpolation_grid(
             row.insert(0, _margin(first, right=2 * GAP))
             row.append(_margin(last, left=2 * GAP))
         headings = ["original", *headings, "original"]
-    return _assemble(rows, headings=headings)
+    return _assemble(rows, row_labels=None if names is None else list(names), headings=headings)
 
 
 def traversal_grid(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ def traverse_model(
     num_dimensions: int = 10,
     span: float = 3.0,
     steps: int = 9,
+    reach: Literal["aggregate", "prior"] = "aggregate",
     cond: Tensor | None = None,
 ) -> Image:
     """Draw the traversals of an image's most informative latent dimensions, labelled with their KL.
@@ -62,23 +63,29 @@ def traverse_model(
         num_dimensions: rows, >= 1; all dimensions where the latent has fewer.
         span: standard deviations on each side of the mean, > 0.
         steps: images in a row, >= 2.
+        reach: whose mean and standard deviation a row spans: "aggregate" for the aggregate posterior's (where images
+            really are), "prior" for the prior's (where samples come from).
         cond: condition of ``x`` and the references, ``[E]``.
 
     Returns:
         A picture, ready to be saved.
 
     Raises:
-        ValueError: for no reference or fewer than one dimension.
+        ValueError: for no reference, fewer than one dimension, an unknown ``reach``, or a prior without moments.
     """
     from PIL import Image as images
 
     if num_dimensions < 1 or not len(references):
         raise ValueError(f"got num_dimensions={num_dimensions}, {len(references)} references; expected at least 1 each")
+    if reach not in ("aggregate", "prior"):
+        raise ValueError(f"got reach={reach!r}; expected 'aggregate' or 'prior'")
     items = [{"x": image, "key": str(i), "cond": cond} for i, image in enumerate(references)]
     with evaluating(model):
         encoded = encode_all(model, Chosen(items, list(range(len(items)))), device_of(model))
     order = order_by_kl(encoded.kl, len(encoded.centre))[:num_dimensions]
     statistics = (encoded.centre, encoded.spread)
+    if reach == "prior":
+        statistics = prior_moments(model, encoded.latent_shape, cond)
     frames = traverse(model, x, dimensions=order, span=span, steps=steps, statistics=statistics, cond=cond)
     grid = traversal_grid(
         frames.cpu(),
@@ -90,3 +97,32 @@ def traverse_model(
         alpha=has_alpha(model),
     )
     return images.fromarray(grid)
+
+
+def prior_moments(model: Any, latent_shape: tuple[int, ...], cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each latent dimension under the prior, ``[D]`` each.
+
+    Args:
+        model: a VAE.
+        latent_shape: of one latent, ``(C, *S)``; a channel's positions are averaged.
+        cond: condition, ``[E]``.
+
+    Returns:
+        Two tensors on the CPU.
+
+    Raises:
+        ValueError: for a model without a prior, or a prior whose moments are not known (a flow's).
+    """
+    if getattr(model, "prior", None) is None:
+        raise ValueError("this model has no prior to span; traverse the aggregate posterior's range instead")
+    known = None if cond is None else cond[None].to(device_of(model))
+    prior = model.prior(torch.Size((1, *latent_shape)), model.encode, known)
+    try:
+        mean, variance = (t[0].unsqueeze(-1).flatten(1).cpu() for t in (prior.mean, prior.variance))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the moments of {type(model.prior).__name__} are not known; traverse the aggregate posterior's range instead"
+        ) from error
+    centre = mean.mean(1)
+    second = (mean.square() + variance).mean(1)
+    return centre, (second - centre.square()).clamp(min=0).sqrt()
