@@ -23,10 +23,11 @@ NAMES = words("""
     VAEOutput beta_vae cnn_vae
     compare conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
     to_config vit_vae mixture_vae vamp_vae
-    autoencoder fsq_vae full_covariance_vae lfq_vae vq_vae
+    flow_prior_vae flow_vae iaf_vae
+    autoencoder fsq_vae full_covariance_vae lfq_vae residual_vq_vae vq_vae
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
-""")
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
+""")
 
 TRAIN = words("""
     accept_changes checkpoint
@@ -60,6 +61,15 @@ TRAIN = words("""
 """)
 
 RECIPE_ARGUMENTS = {
+    "flow_vae": """
+        channels dim flow image_size in_channels latent_dim likelihood num_flows recipe value_range
+    """,
+    "iaf_vae": """
+        channels context_dim dim hidden image_size in_channels latent_dim likelihood num_flows recipe value_range
+    """,
+    "flow_prior_vae": """
+        channels dim flow image_size in_channels latent_dim likelihood num_flows recipe value_range
+    """,
     "transvae": """
         base_dims compression_ratio depths ffn head_dim in_channels input_resolution latent_dim likelihood mlp_ratio
         norm num_conv_stages recipe stem use_absolute_positions use_conv_ffn use_dc_path use_rope value_range
@@ -92,6 +102,9 @@ RECIPE_ARGUMENTS = {
         channels dim image_size in_channels latent latent_dim likelihood recipe value_range
     """,
     "vq_vae": """
+        channels decay dim image_size in_channels latent_dim likelihood num_codes recipe revive_below value_range
+    """,
+    "residual_vq_vae": """
         channels decay dim image_size in_channels latent_dim likelihood num_books num_codes recipe revive_below value_range
     """,
     "fsq_vae": """
@@ -102,6 +115,19 @@ RECIPE_ARGUMENTS = {
     """,
     "mixture_vae": """
         channels image_size in_channels latent_dim likelihood num_components recipe value_range
+    """,
+    "hierarchical_vae": """
+        channels dim image_size in_channels inference latent_dims likelihood recipe value_range widths
+    """,
+    "ladder_vae": """
+        dim image_size in_channels latent_dims likelihood norm recipe value_range widths
+    """,
+    "deep_hierarchical_vae": """
+        block channels dim image_size in_channels latent_dim likelihood num_groups recipe relation value_range
+    """,
+    "lite_vae": """
+        channels dim encoder_channels encoder_multipliers in_channels input_resolution latent_dim likelihood mid_attention
+        num_groups num_res_blocks recipe value_range
     """,
     "vamp_vae": """
         channels image_size in_channels latent_dim likelihood num_components recipe value_range
@@ -116,19 +142,6 @@ for name in words("iwae miwae ciwae aae"):
     RECIPE_ARGUMENTS[name] = FULLY_CONNECTED
 
 OPTIONS = {
-    "hierarchical_vae": """
-        channels dim image_size in_channels inference latent_dims likelihood recipe value_range widths
-    """,
-    "ladder_vae": """
-        dim image_size in_channels latent_dims likelihood norm recipe value_range widths
-    """,
-    "deep_hierarchical_vae": """
-        block channels dim image_size in_channels latent_dim likelihood num_groups recipe relation value_range
-    """,
-    "lite_vae": """
-        channels dim encoder_channels encoder_multipliers in_channels input_resolution latent_dim likelihood mid_attention
-        num_groups num_res_blocks recipe value_range
-    """,
     "inspect": """
         config-out data.channel_axis data.channels data.clip data.download data.format data.image_column data.image_size
         data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed
@@ -151,7 +164,7 @@ OPTIONS = {
     "reconstruct": "on_error output precision",
     "sample": "n output precision seed size temperature",
     "interpolate": "mode output precision steps",
-    "traverse": "image num_dimensions output precision span steps",
+    "traverse": "image num_dimensions output precision reach span steps",
     "report": "data.path output",
     "replay": "",
     "demo": "output steps",
