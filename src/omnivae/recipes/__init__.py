@@ -1,6 +1,7 @@
 """Recipes: typed functions that compose a published model, and the only place with papers' numbers."""
 
 from omnivae.recipes.baselines import cnn_vae, vit_vae
+from omnivae.recipes.conditional import c_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
 from omnivae.recipes.objectives import (
@@ -30,6 +31,7 @@ __all__ = [
     "autoencoder",
     "beta_tc_vae",
     "beta_vae",
+    "c_vae",
     "capacity_vae",
     "ciwae",
     "cnn_vae",

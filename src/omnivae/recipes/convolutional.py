@@ -8,6 +8,7 @@ from typing import Any, Literal
 from omnivae.component import suggestion
 from omnivae.likelihoods import Likelihood
 from omnivae.models import VAE
+from omnivae.networks.conditioning import Conditioning
 from omnivae.networks.conv import ConvDecoder, ConvEncoder, ConvNorm
 from omnivae.networks.kl import KLDecoder, KLEncoder
 from omnivae.networks.swin import SwinDecoder, SwinEncoder
@@ -39,6 +40,8 @@ def conv_model(
     latent: Literal["vector", "spatial"],
     likelihood: str | Likelihood,
     value_range: Sequence[float] | None,
+    cond_dim: int | None = None,
+    conditioning: Conditioning = "concat",
 ) -> VAE:
     """Return the convolutional stack of :func:`conv_vae` around any posterior and prior.
 
@@ -54,6 +57,8 @@ def conv_model(
         latent: "vector" or "spatial".
         likelihood: name or object.
         value_range: lowest and highest pixel value.
+        cond_dim: size E of the condition, or ``None`` for a model without one.
+        conditioning: how the networks take it, see :mod:`omnivae.networks.conditioning`.
 
     Returns:
         The model.
@@ -65,10 +70,11 @@ def conv_model(
     size = None if image_size is None else image_shape(image_size, dim)
     canvas = size if latent == "vector" else None
     head, value_range = likelihood_and_range(likelihood, value_range)
-    encoder = ConvEncoder(in_channels, channels, dim, norm=norm, image_size=canvas)
+    shared: dict[str, Any] = {"norm": norm, "image_size": canvas, "cond_dim": cond_dim, "conditioning": conditioning}
+    encoder = ConvEncoder(in_channels, channels, dim, **shared)
     posterior = make_posterior(encoder.out_channels, latent_dim, dim if canvas is None else 0)
     num_parameters = head.num_parameters(in_channels)
-    decoder = ConvDecoder(latent_dim, num_parameters, tuple(channels)[::-1], dim=dim, norm=norm, image_size=canvas)
+    decoder = ConvDecoder(latent_dim, num_parameters, tuple(channels)[::-1], dim=dim, **shared)
     model = VAE(encoder, posterior, decoder, head, make_prior(), value_range=value_range, image_size=canvas)
     if size is not None and canvas is None:
         model.statistics = {"image_size": list(size)}
