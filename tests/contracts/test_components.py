@@ -40,18 +40,6 @@ TOY |= dict.fromkeys(
     ("capacity_vae", "beta_tc_vae", "factor_vae", "dip_vae_i", "dip_vae_ii", "info_vae", "wae"), CONVOLUTIONAL
 )
 TOY |= dict.fromkeys(("iwae", "miwae", "ciwae", "aae"), FULLY_CONNECTED)
-# More compositions of the same recipes; the contract is the same.
-VARIATIONS = {
-    "transvae/ablated": (
-        "transvae",
-        {
-            **TOY["transvae"],
-            "use_rope": False,
-            "use_absolute_positions": True,
-            "use_conv_ffn": False,
-            "use_dc_path": False,
-            "norm": "layer",
-            "stem": "sequential-conv",
 TOY |= {
     "hierarchical_vae": {
         "in_channels": 3,
@@ -64,6 +52,18 @@ TOY |= {
     "deep_hierarchical_vae": {"channels": [8, 8, 16], "num_groups": [1, 2, 2], "latent_dim": 3},
     "lite_vae": {"encoder_channels": 8, "channels": [8, 8, 8], "num_res_blocks": 1, "num_groups": 4},
 }
+# More compositions of the same recipes; the contract is the same.
+VARIATIONS = {
+    "transvae/ablated": (
+        "transvae",
+        {
+            **TOY["transvae"],
+            "use_rope": False,
+            "use_absolute_positions": True,
+            "use_conv_ffn": False,
+            "use_dc_path": False,
+            "norm": "layer",
+            "stem": "sequential-conv",
             "input_resolution": 16,
         },
     ),
@@ -77,19 +77,6 @@ TOY |= {
     "wae/1d": ("wae", {**CONVOLUTIONAL, "dim": 1}),
     "iwae/3d": ("iwae", {**FULLY_CONNECTED, "in_channels": 1, "image_size": 8, "dim": 3}),
     "kl_autoencoder/3d": ("kl_autoencoder", {**TOY["kl_autoencoder"], "dim": 3, "in_channels": 1}),
-}
-CASES = {name: (name, TOY.get(name)) for name in RECIPES} | VARIATIONS
-VECTOR = ["conv_vae", "beta_vae", "mixture_vae", "vamp_vae", "full_covariance_vae", "autoencoder"]
-VECTOR += [name for name in TOY if TOY[name] in (CONVOLUTIONAL, FULLY_CONNECTED)]
-VECTOR += ["hierarchical_vae", "ladder_vae", "hierarchical_vae/independent"]
-VECTOR += ["flow_vae", "iaf_vae", "flow_prior_vae", "flow_vae/planar", "flow_vae/maf"]
-OTHER_VECTOR = ["flow_vae/glow-1d", "flow_vae/nsf-3d", "hierarchical_vae/3d", "conv_vae/3d", "conv_vae/1d", "factor_vae/3d", "wae/1d", "iwae/3d"]
-SPATIAL = [name for name in CASES if name not in (*VECTOR, *OTHER_VECTOR)]
-#: Losses that belong to a posterior: what it must provide, under the loss's name.
-OF_POSTERIOR = {"kl": "density", "commitment": "commitment", "entropy": "entropy", "norm": "norm"}
-
-
-def build(case, **overrides):
     "flow_vae/planar": ("flow_vae", {**TOY["flow_vae"], "flow": "planar"}),
     "flow_vae/glow-1d": ("flow_vae", {**TOY["flow_vae"], "flow": "glow", "dim": 1}),
     "flow_vae/nsf-3d": ("flow_vae", {**TOY["flow_vae"], "flow": "nsf", "dim": 3, "image_size": 8, "in_channels": 1}),
@@ -105,6 +92,19 @@ def build(case, **overrides):
         {"channels": [8, 16], "num_groups": [1, 2], "latent_dim": 3, "dim": 3, "in_channels": 1},
     ),
     "lite_vae/3d": ("lite_vae", {**TOY["lite_vae"], "channels": [8, 8], "dim": 3, "in_channels": 1}),
+}
+CASES = {name: (name, TOY.get(name)) for name in RECIPES} | VARIATIONS
+VECTOR = ["conv_vae", "beta_vae", "mixture_vae", "vamp_vae", "full_covariance_vae", "autoencoder"]
+VECTOR += [name for name in TOY if TOY[name] in (CONVOLUTIONAL, FULLY_CONNECTED)]
+VECTOR += ["hierarchical_vae", "ladder_vae", "hierarchical_vae/independent"]
+VECTOR += ["flow_vae", "iaf_vae", "flow_prior_vae", "flow_vae/planar", "flow_vae/maf"]
+OTHER_VECTOR = ["flow_vae/glow-1d", "flow_vae/nsf-3d", "hierarchical_vae/3d", "conv_vae/3d", "conv_vae/1d", "factor_vae/3d", "wae/1d", "iwae/3d"]
+SPATIAL = [name for name in CASES if name not in (*VECTOR, *OTHER_VECTOR)]
+#: Losses that belong to a posterior: what it must provide, under the loss's name.
+OF_POSTERIOR = {"kl": "density", "commitment": "commitment", "entropy": "entropy", "norm": "norm"}
+
+
+def build(case, **overrides):
     name, arguments = CASES[case]
     assert arguments is not None, f"the recipe {name!r} has no toy size: add it to TOY in this file"
     torch.manual_seed(1)
@@ -201,6 +201,7 @@ def test_output_contract(case):
     assert output.reconstruction is output.recon_x
     assert output.z.shape == (4, model.latent_dim, *model.latent_size(x.shape[2:]))
     posterior = model.encode(x)
+    assert tuple(posterior.shape) == (4, model.latent_dim, *model.latent_size(x.shape[2:]))
     provides = model.posterior.provides
     if "density" in provides:
         reconstruction, mean, logvar = output
@@ -212,7 +213,6 @@ def test_output_contract(case):
     z, log_q = posterior.rsample(3)
     assert z.shape == (3, *posterior.shape)
     assert log_q.shape == (3, 4) if "density" in provides else log_q is None
-    assert tuple(posterior.shape) == (4, model.latent_dim, *model.latent_size(x.shape[2:]))
     # A point has no density to compare with a prior, but its codes may have to look like samples of one (WAE, AAE).
     assert "density" not in provides or model.prior is not None
     assert ("indices" in provides) == hasattr(posterior, "indices")

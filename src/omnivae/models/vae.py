@@ -44,6 +44,9 @@ class VAE(nn.Module, Component):
         torch.Size([2, 1, 28, 28])
     """
 
+    #: Whether it is of images; losses and metrics of pixels apply to no other.
+    pixels: bool = True
+
     def __init__(
         self,
         encoder: Network,
@@ -186,7 +189,7 @@ class VAE(nn.Module, Component):
         if len(batch) == 2 and cond is not None:
             cond = cond.repeat(batch[0], *[1] * (cond.ndim - 1))
         flat = z.flatten(0, 1) if len(batch) == 2 else z
-        params = self._parameters(flat, cond)
+        params = self._pixel_parameters(flat, cond)
         if size is None and self.image_size is not None:
             size = self.image_size
         if size is not None:
@@ -307,6 +310,27 @@ class VAE(nn.Module, Component):
         """
         return unwhiten(z, self._latent_statistics(), axis=self._channel_axis(z), kind=kind)
 
+    # -- what training and evaluation ask of a model
+
+    def num_values(self, x: Tensor) -> float:
+        """Return how many values a sample of ``x [B, C, *S]`` has."""
+        return float(x[0].numel())
+
+    def agreement(self, output: VAEOutput, x: Tensor) -> dict[str, Tensor]:
+        """Return how near the decoded modes of the posterior are to the images: ``psnr`` in dB, the mean over images.
+
+        Args:
+            output: for these images.
+            x: ``[B, C, *S]``.
+
+        Returns:
+            Name to scalar.
+        """
+        low, high = self.value_range
+        mode = self.decode(output.latents[0].posterior)  # type: ignore[arg-type]
+        error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
+        return {"psnr": (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()}
+
     # -- convenience
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> Self:
@@ -365,7 +389,7 @@ class VAE(nn.Module, Component):
 
     # -- inside
 
-    def _parameters(self, z: Tensor, cond: Tensor | None) -> Tensor:
+    def _pixel_parameters(self, z: Tensor, cond: Tensor | None) -> Tensor:
         """Return the likelihood's parameters for latents ``[B, C, *S]``."""
         return self.decoder(_cast(z, self.decoder), cond)
 

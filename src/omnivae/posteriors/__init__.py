@@ -2,8 +2,8 @@
 
 from omnivae.posteriors.full_covariance import FullCovarianceGaussian, FullCovarianceGaussianPosterior
 from omnivae.posteriors.gaussian import GaussianPosterior, PosteriorHead
-from omnivae.posteriors.point_mass import PointMass, PointMassPosterior
 from omnivae.posteriors.level import LevelPosterior
+from omnivae.posteriors.point_mass import PointMass, PointMassPosterior
 from omnivae.posteriors.quantised import FSQPosterior, LFQPosterior, QuantisedHead, QuantisedPosterior, VQPosterior
 
 __all__ = [
@@ -12,9 +12,9 @@ __all__ = [
     "FullCovarianceGaussianPosterior",
     "GaussianPosterior",
     "LFQPosterior",
+    "LevelPosterior",
     "PointMass",
     "PointMassPosterior",
-    "LevelPosterior",
     "PosteriorHead",
     "QuantisedHead",
     "QuantisedPosterior",

@@ -4,8 +4,8 @@ from omnivae.recipes.baselines import cnn_vae, vit_vae
 from omnivae.recipes.conditional import c_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
-from omnivae.recipes.objectives import (
 from omnivae.recipes.hierarchical import deep_hierarchical_vae, hierarchical_vae, ladder_vae, lite_vae
+from omnivae.recipes.objectives import (
     aae,
     beta_tc_vae,
     capacity_vae,
@@ -36,25 +36,25 @@ __all__ = [
     "ciwae",
     "cnn_vae",
     "conv_vae",
+    "deep_hierarchical_vae",
     "dip_vae_i",
     "dip_vae_ii",
     "factor_vae",
     "fsq_vae",
-    "deep_hierarchical_vae",
     "full_covariance_vae",
+    "hierarchical_vae",
     "info_vae",
     "iwae",
     "kl_autoencoder",
+    "ladder_vae",
     "lfq_vae",
+    "lite_vae",
     "member",
     "miwae",
-    "hierarchical_vae",
     "mixture_vae",
     "swin_vae",
     "vamp_vae",
     "vit_vae",
-    "ladder_vae",
     "vq_vae",
-    "lite_vae",
     "wae",
 ]
