@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from omnivae.data import DataConfig, load_data, render_dsprites
-from omnivae.data.dsprites import FACTOR_SIZES, NUM_IMAGES, factor_values, index_to_factors
+from omnivae.data.worlds import DSPRITES
 
 
 def centre(image):
@@ -14,20 +14,20 @@ def test_numbering_is_the_originals():
     # The published bases of the index: 245760, 40960, 1024, 32, 1.
     factors = np.array([[2, 3, 17, 5, 9]])
     index = (factors * np.array([245760, 40960, 1024, 32, 1])).sum(1)
-    assert index_to_factors(index).tolist() == factors.tolist()
-    assert np.prod(FACTOR_SIZES) == NUM_IMAGES == 737280
+    assert DSPRITES.factors(index).tolist() == factors.tolist()
+    assert DSPRITES.num_images == 737280
 
 
 def test_values_are_the_originals():
-    first, last = factor_values(np.array([[0, 0, 0, 0, 0], [2, 5, 39, 31, 31]]))
+    first, last = DSPRITES.factor_values(np.array([[0, 0, 0, 0, 0], [2, 5, 39, 31, 31]]))
     np.testing.assert_allclose(first, [1, 0.5, 0, 0, 0])
     np.testing.assert_allclose(last, [3, 1.0, 2 * np.pi, 1, 1])
-    np.testing.assert_allclose(factor_values(np.array([[0, 1, 1, 1, 0]]))[0, 1:4], [0.6, 2 * np.pi / 39, 1 / 31])
+    np.testing.assert_allclose(DSPRITES.factor_values(np.array([[0, 1, 1, 1, 0]]))[0, 1:4], [0.6, 2 * np.pi / 39, 1 / 31])
 
 
 def test_mean_pixel_is_the_originals():
-    index = np.random.default_rng(0).integers(0, NUM_IMAGES, 3000)
-    assert abs(render_dsprites(index_to_factors(index)).mean() - 0.0425) < 5e-4
+    index = np.random.default_rng(0).integers(0, DSPRITES.num_images, 3000)
+    assert abs(render_dsprites(DSPRITES.factors(index)).mean() - 0.0425) < 5e-4
 
 
 def test_shapes_scale_turn_and_move():
@@ -75,12 +75,12 @@ def test_dataset_has_factors_and_disjoint_splits():
     splits = load_data(DataConfig("dsprites"), value_range=(0.0, 1.0))
     counts = [len(part) for part in (splits.train, splits.val, splits.test)]
     assert counts == [589824, 73728, 73728]
-    assert len(np.unique(np.concatenate([splits.train.indices, splits.val.indices, splits.test.indices]))) == NUM_IMAGES
+    assert len(np.unique(np.concatenate([splits.train.indices, splits.val.indices, splits.test.indices]))) == DSPRITES.num_images
     item = splits.val[3]
     number = int(splits.val.indices[3])
     assert item["key"] == f"dsprites/{number:06d}"
-    assert item["label"].tolist() == index_to_factors(np.array([number]))[0].tolist()
-    assert np.array_equal(item["x"][0].numpy(), render_dsprites(index_to_factors(np.array([number])))[0])
-    np.testing.assert_allclose(splits.val.factor_values[3], factor_values(item["label"].numpy()[None])[0])
+    assert item["label"].tolist() == DSPRITES.factors(np.array([number]))[0].tolist()
+    assert np.array_equal(item["x"][0].numpy(), render_dsprites(DSPRITES.factors(np.array([number])))[0])
+    np.testing.assert_allclose(splits.val.factor_values[3], DSPRITES.factor_values(item["label"].numpy()[None])[0])
     small = load_data(DataConfig("dsprites", image_size=32))
     assert small.train[0]["x"].shape == (1, 32, 32)

@@ -1,11 +1,11 @@
-"""Data sets that need no download: scikit-learn's digits and photographs, and rendered dSprites."""
+"""Data sets that need no download: scikit-learn's digits and photographs, and rendered worlds."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from omnivae.data.dsprites import NUM_IMAGES
-from omnivae.data.sources import ArraySource, DspritesSource, Found, PhotoCropSource
+from omnivae.data.sources import ArraySource, Found, PhotoCropSource, WorldSource
+from omnivae.data.worlds import world
 
 PHOTO_CROPS_PER_EPOCH = 1024
 DEFAULT_PHOTO_SIZE = 64
@@ -79,6 +79,11 @@ def read_photos(crop_size: int) -> Found:
     )
 
 
-def read_dsprites() -> Found:
-    """Return all combinations of dSprites' factors, rendered when they are read."""
-    return Found(DspritesSource(), {"train": np.arange(NUM_IMAGES)})
+def read_world(name: str) -> Found:
+    """Return all combinations of a world's factors, rendered when they are read.
+
+    Args:
+        name: a key of ``WORLDS``.
+    """
+    source = WorldSource(world(name))
+    return Found(source, {"train": np.arange(len(source))})

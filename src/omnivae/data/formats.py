@@ -10,8 +10,9 @@ from pathlib import Path
 from omnivae.component import suggestion
 from omnivae.data.archives import is_cifar10, is_mnist, read_cifar10, read_mnist
 from omnivae.data.config import EMBEDDED, DataConfig
+from omnivae.data.corpus import is_text
 from omnivae.data.downloads import PUBLISHED, published_folder
-from omnivae.data.embedded import DEFAULT_PHOTO_SIZE, read_digits, read_dsprites, read_photos
+from omnivae.data.embedded import DEFAULT_PHOTO_SIZE, read_digits, read_photos, read_world
 from omnivae.data.folder import read_folder, walk
 from omnivae.data.header import ReadOptions
 from omnivae.data.huggingface import is_hub_name, is_saved, read_huggingface
@@ -75,11 +76,15 @@ def find(config: DataConfig) -> Found:
         FileNotFoundError: when ``config.path`` does not exist, or has not been downloaded.
         ValueError: when it holds no images, or damaged ones.
     """
+    if is_text(config):
+        raise ValueError(
+            f"{config.path} is text, and images are needed here: give a folder of images, or use a model of text (text_vae)"
+        )
     kind = recognise(config)
     if kind in EMBEDDED:
         if kind == "photos":
             return read_photos(config.image_size or DEFAULT_PHOTO_SIZE)
-        return read_digits() if kind == "digits" else read_dsprites()
+        return read_digits() if kind == "digits" else read_world(kind)
     if kind == "huggingface":
         return read_huggingface(config)
     if config.path in PUBLISHED and kind == config.path:

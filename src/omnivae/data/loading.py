@@ -17,7 +17,7 @@ from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
 from omnivae.data.formats import find
 from omnivae.data.header import ALPHA, ReadOptions
-from omnivae.data.sources import SPLITS, DspritesSource, Found, ImageSource, PhotoCropSource, Split
+from omnivae.data.sources import SPLITS, Found, ImageSource, PhotoCropSource, Split, WorldSource
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def split_images(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
     """
     source = found.source
     order: dict[Split, np.ndarray]
-    if isinstance(source, DspritesSource):
+    if isinstance(source, WorldSource):
         # Hashing three quarters of a million names would take longer than many a training.
         order = {"train": np.random.default_rng(config.split_seed).permutation(len(source))}
     elif isinstance(source, PhotoCropSource):

@@ -179,14 +179,14 @@ def to_unit(array: np.ndarray, black: float, white: float) -> np.ndarray:
     """Scale stored values to [0, 1], cutting off what lies beyond.
 
     Args:
-        array: ``[H, W, C]``.
+        array: ``[*S, C]``.
         black: stored value of black.
         white: stored value of white.
 
     Returns:
-        ``[C, H, W]``, float32.
+        ``[C, *S]``, float32.
     """
-    planes = array.transpose(2, 0, 1)
+    planes = np.moveaxis(array, -1, 0)
     if black == 0 and array.dtype != np.float64:
         unit = planes.astype(np.float32) / np.float32(white)
     else:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from omnivae.data.dsprites import IMAGE_SIZE, NUM_IMAGES, factor_values, index_to_factors, render_dsprites
 from omnivae.data.header import ALPHA, Header, ReadOptions, can_convert
 from omnivae.data.images import read_header, read_image
+from omnivae.data.worlds.base import World
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -62,6 +62,10 @@ class ImageSource:
     def read(self, index: int) -> np.ndarray:
         """Return an image ``[H, W, C]``, upright, in its stored type (see :func:`omnivae.data.images.read_image`)."""
         raise TypeError(f"{type(self).__name__} does not read images")
+
+    def read_many(self, index: np.ndarray) -> np.ndarray | None:
+        """Return images ``[N, *S, C]`` at once where that is quicker than one by one, or None."""
+        return None
 
     def header(self, index: int) -> Header | None:
         """Return what the file of an image says about itself, to write another like it; None for images without a file."""
@@ -260,35 +264,43 @@ class PhotoCropSource(ImageSource):
         return self.photos[photo][top:bottom, left:right]
 
 
-class DspritesSource(ImageSource):
-    """All 737,280 sprites in the original's order, rendered when read; labels are the five factor classes."""
+class WorldSource(ImageSource):
+    """All pictures of a world, rendered when read; labels are the factor classes.
 
-    name = "dsprites"
+    Args:
+        world: the world.
+    """
+
     in_memory = True
-    sizes = np.array([[IMAGE_SIZE, IMAGE_SIZE]])
-    channels = np.array([1])
 
-    def __init__(self) -> None:
-        self.labels = index_to_factors(np.arange(NUM_IMAGES)).astype(np.float32)
+    def __init__(self, world: World) -> None:
+        self.world, self.name = world, world.name
+        self.sizes, self.channels = np.array([world.image_shape]), np.array([world.channels])
+        self.labels = world.factors(np.arange(world.num_images)).astype(np.float32)
+        self._digits = len(str(world.num_images - 1))
 
     def __len__(self) -> int:
-        return NUM_IMAGES
+        return self.world.num_images
 
     def key(self, index: int) -> str:
         """See :meth:`ImageSource.key`."""
-        return f"dsprites/{index:06d}"
+        return f"{self.name}/{index:0{self._digits}d}"
 
     def fingerprint(self, index: int) -> str:
         """See :meth:`ImageSource.fingerprint`: these images are made by this package and cannot change by themselves."""
         return "generated"
 
     def read(self, index: int) -> np.ndarray:
-        """See :meth:`ImageSource.read`."""
-        return (render_dsprites(index_to_factors(np.array([index])))[0] * np.uint8(255))[..., None]
+        """See :meth:`ImageSource.read`; a video is ``[T, H, W, C]``."""
+        return self.read_many(np.array([index]))[0]
+
+    def read_many(self, index: np.ndarray) -> np.ndarray:
+        """See :meth:`ImageSource.read_many`."""
+        return self.world.render(self.world.factors(index))
 
     def factor_values(self, index: np.ndarray) -> np.ndarray | None:
         """See :meth:`ImageSource.factor_values`."""
-        return factor_values(index_to_factors(index))
+        return self.world.factor_values(self.world.factors(index))
 
 
 def array_hash(array: np.ndarray) -> str:

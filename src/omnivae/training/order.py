@@ -174,6 +174,19 @@ class EpochView(Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
+    def __getitems__(self, keys: list[Key]) -> list[Any]:
+        """Return a batch, made together where the data set can and the batch is of one epoch."""
+        together = getattr(self.dataset, "__getitems__", None)
+        if together is None or len({(key[0], *key[2:]) for key in keys}) > 1 or len(keys[0]) > 2:
+            return [self[key] for key in keys]
+        try:
+            if hasattr(self.dataset, "set_epoch"):
+                self.dataset.set_epoch(keys[0][0])
+            return list(together([key[1] for key in keys]))
+        except (ValueError, OSError, EOFError):
+            # One by one, to say which of them it is.
+            return [self[key] for key in keys]
+
     def __getitem__(self, key: Key) -> Any:
         epoch, index, *side = key
         if hasattr(self.dataset, "set_epoch"):
