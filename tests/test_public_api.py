@@ -27,12 +27,13 @@ NAMES = words("""
     autoencoder fsq_vae full_covariance_vae lfq_vae residual_vq_vae vq_vae
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
+    c_vae
 """)
 
 TRAIN = words("""
     accept_changes checkpoint
     config data.binarize data.channels data.flip data.format data.image_size data.limit data.num_workers data.path
-    data.random_crop
+    data.random_crop data.cond data.labels_per_class data.labelled_share
     data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
     data.on_error data.pages_as_channels data.resolutions data.verify data.split_seed
     data.test_fraction data.val_fraction data.value_range
@@ -77,6 +78,10 @@ RECIPE_ARGUMENTS = {
     """,
     "conv_vae": """
         channels dim image_size in_channels latent latent_dim likelihood norm recipe value_range
+    """,
+    "c_vae": """
+        channels cond_dim conditioning dim image_size in_channels latent latent_dim learned_prior likelihood norm recipe
+        value_range
     """,
     "beta_vae": """
         channels image_size in_channels latent_dim likelihood recipe value_range
