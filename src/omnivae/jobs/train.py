@@ -18,12 +18,13 @@ from omnivae.data import DataConfig, DataSplits, collate, load_data
 from omnivae.data.config import EMBEDDED
 from omnivae.data.downloads import PUBLISHED
 from omnivae.files import remove_leftovers, replace_atomic, write_atomic
+from omnivae.jobs.conditions import COND, condition_of, refuse_mismatch
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, write_manifest
 from omnivae.jobs.processes import train_in_processes
 from omnivae.losses import Loss
 from omnivae.models import VAE
-from omnivae.models.storage import load_exactly
+from omnivae.models.storage import STATISTICS, load_exactly
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult
 from omnivae.training.distributed import RESULT, first_on_each_machine, joined, note, together
@@ -32,7 +33,7 @@ from omnivae.training.world import launched, num_processes, world
 log = logging.getLogger(__name__)
 
 #: What a model remembers of its data section, to see other images the way it saw those.
-PREPARATION = ("image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
+PREPARATION = ("cond", "image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
 CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
 REPORT_METRICS, REPORT_IMAGES = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl"), 256
@@ -61,12 +62,18 @@ def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) 
     for argument in arguments:
         if argument not in parameters:
             raise ValueError(f"the recipe {name!r} has no argument {argument!r}{suggestion(argument, parameters)}")
-    from_data = {"in_channels": splits.channels}
+    from_data: dict[str, Any] = {"in_channels": splits.channels}
     if "image_size" in parameters:
-        from_data["image_size"] = list(splits.image_size)  # type: ignore[assignment]
+        from_data["image_size"] = list(splits.image_size)
     else:
         from_data["input_resolution"] = max(*splits.image_size, *data.resolutions)
-    for argument, value in from_data.items():
+    told = refuse_mismatch(name, parameters, splits.condition)
+    for argument, value in told.items():
+        if arguments.get(argument) not in (None, value):
+            raise ValueError(
+                f"model.{argument} is {arguments[argument]} and data.cond comes to {value}; leave model.{argument} out"
+            )
+    for argument, value in (from_data | told).items():
         if argument in parameters and arguments.get(argument) is None:
             arguments[argument] = value
     if arguments.get("in_channels", splits.channels) != splits.channels:
@@ -93,12 +100,15 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         Model, losses and data.
     """
     losses = build_losses(config.losses)
-    splits = load_data(config.data, seed=config.training.seed)
+    start = None if config.checkpoint is None else VAE.from_pretrained(config.checkpoint)
+    # Classes and attributes mean to weights what they meant where these were trained.
+    known = None if start is None else condition_of(start)
+    splits = load_data(config.data, seed=config.training.seed, condition=known)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = build_model(config.model, config.data, splits)
     if tuple(model.value_range) != tuple(splits.value_range):
-        splits = load_data(config.data, value_range=model.value_range, seed=config.training.seed)
+        splits = load_data(config.data, value_range=model.value_range, seed=config.training.seed, condition=known)
     size = world().size
     if config.training.batch_size < 2 * size and any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
@@ -116,13 +126,16 @@ def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
         raise ValueError(
             f"the images have {splits.channels} channels and the model takes {model.in_channels}; set data.channels"
         )
-    if config.checkpoint is not None:
-        load_exactly(model, VAE.from_pretrained(config.checkpoint).state_dict(), config.checkpoint)
+    if start is not None:
+        assert config.checkpoint is not None
+        load_exactly(model, start.state_dict(), config.checkpoint)
     model.statistics = model.statistics | {
         "image_size": list(splits.image_size),
         "data": {"name": splits.name, "alpha": splits.alpha}
         | {name: getattr(config.data, name) for name in PREPARATION},
     }
+    if splits.condition is not None:
+        model.statistics[COND] = splits.condition.to_dict()
     return model, losses, splits
 
 
@@ -326,7 +339,7 @@ def check_data(directory: Path, splits: DataSplits, *, accept_changes: bool = Fa
     if not (directory / CHECKPOINTS).exists():
         (directory / MANIFEST).unlink(missing_ok=True)
         return
-    changes = data_changes(directory, splits)
+    changes = data_changes(directory, splits) + told_changes(directory, splits)
     if not changes:
         return
     if not accept_changes:
@@ -335,6 +348,19 @@ def check_data(directory: Path, splits: DataSplits, *, accept_changes: bool = Fa
             "another directory, or continue on what is there with --accept_changes true"
         )
     log.warning("continuing on other images than before: %s", "; ".join(changes))
+
+
+def told_changes(directory: Path, splits: DataSplits) -> list[str]:
+    """Return whether a run was told something else about its images than it would be now.
+
+    Args:
+        directory: the run.
+        splits: its data as it is now.
+    """
+    file = directory / MODEL / STATISTICS
+    before = json.loads(file.read_text()).get(COND) if file.is_file() else None
+    now = None if splits.condition is None else json.loads(json.dumps(splits.condition.to_dict()))
+    return [] if before is None or before == now else ["their classes or attributes (data.cond) are others"]
 
 
 def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:
@@ -347,9 +373,10 @@ def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:
     """
     from omnivae.report import run_picture
 
-    x = torch.stack([splits.val[i]["x"] for i in range(min(8, len(splits.val)))])
+    shown = collate([splits.val[i] for i in range(min(8, len(splits.val)))])
     device = next(model.parameters()).device
-    picture = run_picture(model, x.to(device))
+    cond = shown.get("cond")
+    picture = run_picture(model, shown["x"].to(device), cond=None if cond is None else cond.to(device))
     replace_atomic(path, lambda beside: picture.save(beside, format="PNG"))
 
 

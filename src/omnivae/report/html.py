@@ -211,8 +211,7 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
     pairs = _pairs(shown)
     if not pairs:
         return
-    # A pair of images with different conditions has no condition of its own: the first image's leads.
-    frames = torch.stack([interpolate(model, a["x"], b["x"], steps=10, cond=_cond(a)) for a, b in pairs])
+    frames = torch.stack([interpolate(model, a["x"], b["x"], steps=10, cond=_conds(a, b)) for a, b in pairs])
     ends = torch.stack([torch.stack([a["x"], b["x"]]) for a, b in pairs])
     grid = figures.interpolation_grid(frames, model.value_range, ends=ends, max_tile=160, alpha=has_alpha(model))
     note = "Straight lines between the posterior means of two images; the number is the share of the second image."
@@ -334,6 +333,11 @@ def _batch(items: list[Mapping[str, Any]], device: torch.device) -> Tensor:
 
 def _pairs(shown: list[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     return [(shown[i], shown[i + 1]) for i in range(0, min(len(shown) - 1, 2 * INTERPOLATIONS - 1), 2)]
+
+
+def _conds(*items: Mapping[str, Any]) -> Tensor | None:
+    found = [_cond(item) for item in items]
+    return None if found[0] is None else torch.stack([cond for cond in found if cond is not None])
 
 
 def _cond(item: Mapping[str, Any]) -> Tensor | None:

@@ -48,7 +48,7 @@ def interpolate(
         steps: number of images on the path, >= 2, both ends included.
         mode: "linear" for ``(1 - a) z1 + a z2``; "spherical" for the great circle (Shoemake, Animating rotation with
             quaternion curves, 1985), which keeps the norm that a Gaussian prior expects in high dimensions.
-        cond: condition of the decoded images and of both encodings, ``[E]``.
+        cond: condition of both images ``[E]``, or of each ``[2, E]``; on the way it goes from one to the other in a line.
 
     Returns:
         ``[steps, C, *S]``; the ends are the two reconstructions.
@@ -67,11 +67,14 @@ def interpolate(
     device = device_of(model)
     pair = torch.stack([x1, x2]).to(device)
     with evaluating(model):
-        q = model.encode(pair, _repeat(cond, 2, device))
+        ends = cond.to(device) if cond is not None and cond.ndim == 2 else _repeat(cond, 2, device)
+        q = model.encode(pair, ends)
         z1, z2 = q.mode()
         alpha = torch.linspace(0, 1, steps, dtype=z1.dtype, device=device).reshape(-1, *[1] * z1.ndim)
         path = (1 - alpha) * z1 + alpha * z2 if mode == "linear" else _great_circle(z1, z2, alpha)
-        return _decode(model, path, cond, q.input_size)
+        if ends is not None:
+            ends = torch.lerp(*ends[:, None], torch.linspace(0, 1, steps, dtype=ends.dtype, device=device)[:, None])
+        return _decode(model, path, ends, q.input_size)
 
 
 @torch.no_grad()
@@ -160,8 +163,9 @@ def _great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
 
 def _decode(model: Any, z: Tensor, cond: Tensor | None, size: Sequence[int]) -> Tensor:
     """Decode in parts, so that a walk through large images needs no more memory than a few of them."""
-    parts = z.split(batch_size_for(size))
-    return torch.cat([model.decode(part, _repeat(cond, len(part), z.device), size=size) for part in parts])
+    conds = cond if cond is None or cond.ndim == 2 else _repeat(cond, len(z), z.device)
+    parts = [slice(start, start + batch_size_for(size)) for start in range(0, len(z), batch_size_for(size))]
+    return torch.cat([model.decode(z[p], None if conds is None else conds[p], size=size) for p in parts])
 
 
 def _repeat(cond: Tensor | None, n: int, device: torch.device) -> Tensor | None:
