@@ -117,5 +117,6 @@ __all__ = [
     "vamp_vae",
     "vit_vae",
     "vq_vae",
+    "residual_vq_vae",
     "wae",
 ]

@@ -43,6 +43,7 @@ TOY |= dict.fromkeys(
 TOY |= dict.fromkeys(("iwae", "miwae", "ciwae", "aae"), FULLY_CONNECTED)
 TOY |= {
     "hierarchical_vae": {
+    "residual_vq_vae": {"image_size": 16, "latent_dim": 4, "channels": [8, 8], "num_codes": 8, "num_books": 2},
         "in_channels": 3,
         "image_size": 16,
         "latent_dims": [2, 4],
@@ -72,7 +73,6 @@ VARIATIONS = {
     "conv_vae/spatial": ("conv_vae", {**TOY["conv_vae"], "latent": "spatial", "norm": "group"}),
     "conv_vae/3d": ("conv_vae", {"image_size": 8, "latent_dim": 3, "channels": [4, 8], "dim": 3, "in_channels": 1}),
     "conv_vae/1d": ("conv_vae", {"image_size": 16, "latent_dim": 3, "channels": [4, 8], "dim": 1, "in_channels": 2}),
-    "vq_vae/residual": ("vq_vae", {**TOY["vq_vae"], "num_books": 2}),
     "vq_vae/3d": ("vq_vae", {**TOY["vq_vae"], "dim": 3, "in_channels": 1}),
     "factor_vae/3d": ("factor_vae", {**CONVOLUTIONAL, "in_channels": 1, "dim": 3}),
     "wae/1d": ("wae", {**CONVOLUTIONAL, "dim": 1}),

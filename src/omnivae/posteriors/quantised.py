@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from omnivae.distributions import at_least_float32
-from omnivae.networks.layers import convolution
 from omnivae.posteriors.codebook import Codebook
-from omnivae.posteriors.gaussian import PosteriorHead
+from omnivae.posteriors.point import Point, PointHead
 
 
-class QuantisedPosterior:
+class QuantisedPosterior(Point):
     """The code of every position of one batch: all its mass is on one point, and it has no density.
 
     Args:
@@ -40,16 +39,10 @@ class QuantisedPosterior:
         *,
         input_size: tuple[int, ...] | None = None,
     ) -> None:
-        self._z = z
+        super().__init__(z, input_size=input_size)
         self.indices = indices
         self.num_codes = num_codes
         self._penalties = penalties
-        self.input_size = input_size
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of z, ``[B, C, *S]``."""
-        return self._z.shape
 
     @property
     def penalties(self) -> dict[str, Tensor]:
@@ -70,30 +63,6 @@ class QuantisedPosterior:
         """Share of the codes that the batch uses, the mean over residual codebooks."""
         return (self._counts() > 0).double().mean()
 
-    def mode(self) -> Tensor:
-        """Return the codes, ``[B, C, *S]``."""
-        return self._z
-
-    def sample(self) -> Tensor:
-        """Return the codes without gradient, ``[B, C, *S]``."""
-        return self._z.detach()
-
-    def rsample(self, k: int = 1) -> tuple[Tensor, None]:
-        """Return the codes k times: nothing is random.
-
-        Args:
-            k: number of copies, >= 1.
-
-        Returns:
-            z ``[K, B, C, *S]`` and ``None``: there is no density.
-
-        Raises:
-            ValueError: when k < 1.
-        """
-        if k < 1:
-            raise ValueError(f"got k={k}; expected at least one posterior sample")
-        return self._z.unsqueeze(0).expand(k, *self._z.shape), None
-
     def _counts(self) -> Tensor:
         books = self.indices.reshape(*self.indices.shape[: self._z.ndim - 1], -1).flatten(0, -2)
         return torch.stack([torch.bincount(book, minlength=self.num_codes).double() for book in books.unbind(-1)])
@@ -102,7 +71,7 @@ class QuantisedPosterior:
         return f"QuantisedPosterior(shape={tuple(self.shape)}, num_codes={self.num_codes})"
 
 
-class QuantisedHead(PosteriorHead):
+class QuantisedHead(PointHead):
     """Base of the quantised heads: projects the features in float32, then quantises.
 
     Args:
@@ -115,19 +84,11 @@ class QuantisedHead(PosteriorHead):
 
     num_codes: int
 
-    def __init__(self, in_channels: int, latent_dim: int, dim: int = 2) -> None:
-        super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"got latent_dim={latent_dim}; expected at least 1")
-        self.latent_dim = latent_dim
-        self.projection = convolution(dim, in_channels, latent_dim, 1)
-
     def forward(self, features: Tensor) -> QuantisedPosterior:
         """Return the codes for features ``[B, C, *S]``."""
         # Float32 from here on: half-precision distances would choose other codes.
         with torch.autocast(device_type=features.device.type, enabled=False):
-            weight: Tensor = self.projection.weight  # type: ignore[assignment]
-            x = at_least_float32(self.projection(features.to(weight.dtype))).movedim(1, -1)
+            x = at_least_float32(self.project(features)).movedim(1, -1)
             z, indices, penalties = self.quantise(x)
         return QuantisedPosterior(z.movedim(-1, 1), indices, self.num_codes, penalties)
 
@@ -191,6 +152,24 @@ class VQPosterior(QuantisedHead):
         self.books = nn.ModuleList(
             Codebook(num_codes, latent_dim, decay=decay, revive_below=revive_below, sync=sync) for _ in range(num_books)
         )
+
+    @property
+    def started(self) -> bool:
+        """Whether the codes come from data."""
+        return all(bool(book.started) for book in self.books)
+
+    @torch.no_grad()
+    def start(self, features: Tensor, seed: int = 0) -> None:
+        """Set the codes to clusters of these features, the same for the same arguments; training starts there.
+
+        Args:
+            features: of the encoder, ``[N, C, *S]``.
+            seed: of the vectors that the clusters start from.
+        """
+        rest = at_least_float32(self.project(features)).movedim(1, -1).flatten(0, -2)
+        for book in self.books:
+            book.start(rest, seed)  # type: ignore[operator]
+            rest = rest - book.look_up(book.nearest(rest)).to(rest.dtype)  # type: ignore[operator]
 
     def quantise(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         total, commitment, numbers = torch.zeros_like(x), torch.zeros(len(x), dtype=x.dtype, device=x.device), []

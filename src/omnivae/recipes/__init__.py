@@ -18,7 +18,7 @@ from omnivae.recipes.objectives import (
     miwae,
     wae,
 )
-from omnivae.recipes.posteriors import autoencoder, fsq_vae, full_covariance_vae, lfq_vae, vq_vae
+from omnivae.recipes.posteriors import autoencoder, fsq_vae, full_covariance_vae, lfq_vae, residual_vq_vae, vq_vae
 from omnivae.recipes.priors import mixture_vae, vamp_vae
 from omnivae.recipes.transvae import TransVAE
 
@@ -57,4 +57,5 @@ __all__ = [
     "vit_vae",
     "vq_vae",
     "wae",
+    "residual_vq_vae",
 ]

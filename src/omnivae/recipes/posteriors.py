@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from omnivae.likelihoods import Likelihood
@@ -12,6 +12,7 @@ from omnivae.posteriors import (
     FullCovarianceGaussianPosterior,
     LFQPosterior,
     PointMassPosterior,
+    PosteriorHead,
     VQPosterior,
 )
 from omnivae.priors import StandardNormal
@@ -118,6 +119,33 @@ def autoencoder(
     )
 
 
+def _coded(
+    make_posterior: Callable[[int, int, int], PosteriorHead],
+    *,
+    in_channels: int,
+    image_size: int | Sequence[int] | None,
+    latent_dim: int,
+    channels: Sequence[int],
+    dim: int,
+    likelihood: str | Likelihood,
+    value_range: Sequence[float] | None,
+) -> VAE:
+    """Return the autoencoder that the quantised recipes share: a spatial latent, group normalisation, no prior."""
+    return conv_model(
+        make_posterior,
+        lambda: None,
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        dim=dim,
+        norm="group",
+        latent="spatial",
+        likelihood=likelihood,
+        value_range=value_range,
+    )
+
+
 @member(
     paper="van den Oord et al., Neural Discrete Representation Learning (2017)",
     equation="-log p(x|e_k) + β ‖z - sg[e_k]‖², k = argmin ‖z - e_k‖, codes by moving average, β = 0.25",
@@ -133,13 +161,12 @@ def vq_vae(
     channels: Sequence[int] = (128, 256),
     dim: int = 2,
     num_codes: int = 512,
-    num_books: int = 1,
     decay: float = 0.99,
     revive_below: float = 0.05,
     likelihood: str | Likelihood = "gaussian_fixed",
     value_range: Sequence[float] | None = None,
 ) -> VAE:
-    """Return a VQ-VAE (van den Oord et al., Neural Discrete Representation Learning, 2017); residual with several codebooks.
+    """Return a VQ-VAE (van den Oord et al., Neural Discrete Representation Learning, 2017).
 
     The paper's 512 codes of 64 channels at an eighth of the pixels' number, moving averages with decay 0.99. The loss
     ``commitment`` belongs to it, with weight 0.25.
@@ -151,7 +178,6 @@ def vq_vae(
         channels: output channels of each encoder stage.
         dim: number of spatial axes, 1 to 3.
         num_codes: size of a codebook.
-        num_books: codebooks, each for what the ones before left over (Zeghidour et al., SoundStream, 2021).
         decay: of the codebook's moving averages.
         revive_below: part of the average use below which a code is replaced.
         likelihood: name or object; Gaussian with scale 1 by default: half the squared error.
@@ -164,24 +190,76 @@ def vq_vae(
         >>> vq_vae(num_codes=16, channels=(8, 16)).posterior.num_codes
         16
     """
-    return conv_model(
-        lambda features, latent_dim, axes: VQPosterior(
-            features,
-            latent_dim,
-            axes,
-            num_codes=num_codes,
-            num_books=num_books,
-            decay=decay,
-            revive_below=revive_below,
+    return _coded(
+        lambda features, width, axes: VQPosterior(
+            features, width, axes, num_codes=num_codes, decay=decay, revive_below=revive_below
         ),
-        lambda: None,
         in_channels=in_channels,
         image_size=image_size,
         latent_dim=latent_dim,
         channels=channels,
         dim=dim,
-        norm="group",
-        latent="spatial",
+        likelihood=likelihood,
+        value_range=value_range,
+    )
+
+
+@member(
+    paper="Lee et al., Autoregressive Image Generation using Residual Quantization (2022)",
+    equation="-log p(x|Σ_q e_q) + β Σ_q ‖z - sg[e_1 + … + e_q]‖², β = 0.25",
+    purpose="finer discrete tokens than one codebook can hold",
+    losses={"nll": {}, "commitment": {"weight": 0.25}},
+    training={"learning_rate": 2e-4},
+)
+def residual_vq_vae(
+    *,
+    in_channels: int = 3,
+    image_size: int | Sequence[int] | None = 32,
+    latent_dim: int = 64,
+    channels: Sequence[int] = (128, 256),
+    dim: int = 2,
+    num_codes: int = 512,
+    num_books: int = 4,
+    decay: float = 0.99,
+    revive_below: float = 0.05,
+    likelihood: str | Likelihood = "gaussian_fixed",
+    value_range: Sequence[float] | None = None,
+) -> VAE:
+    """Return a VQ-VAE with residual codebooks (Zeghidour et al., SoundStream, 2021; Lee et al., RQ-VAE, 2022).
+
+    Each codebook quantises what the ones before left over, so that Q books of M codes say what one of M**Q would. The loss
+    ``commitment`` belongs to it, with weight 0.25.
+
+    Args:
+        in_channels: image channels.
+        image_size: size of the training images; any size goes through.
+        latent_dim: channels of a code.
+        channels: output channels of each encoder stage.
+        dim: number of spatial axes, 1 to 3.
+        num_codes: size of each codebook.
+        num_books: codebooks Q, >= 1.
+        decay: of the codebook's moving averages.
+        revive_below: part of the average use below which a code is replaced.
+        likelihood: name or object; Gaussian with scale 1 by default: half the squared error.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> import torch
+        >>> residual_vq_vae(num_codes=16, num_books=2, channels=(8, 16)).encode(torch.zeros(1, 3, 32, 32)).indices.shape
+        torch.Size([1, 8, 8, 2])
+    """
+    return _coded(
+        lambda features, width, axes: VQPosterior(
+            features, width, axes, num_codes=num_codes, num_books=num_books, decay=decay, revive_below=revive_below
+        ),
+        in_channels=in_channels,
+        image_size=image_size,
+        latent_dim=latent_dim,
+        channels=channels,
+        dim=dim,
         likelihood=likelihood,
         value_range=value_range,
     )
@@ -222,16 +300,13 @@ def fsq_vae(
         >>> fsq_vae(channels=(8, 16)).posterior.num_codes
         1000
     """
-    return conv_model(
+    return _coded(
         lambda features, _, axes: FSQPosterior(features, tuple(levels), axes),
-        lambda: None,
         in_channels=in_channels,
         image_size=image_size,
         latent_dim=len(levels),
         channels=channels,
         dim=dim,
-        norm="group",
-        latent="spatial",
         likelihood=likelihood,
         value_range=value_range,
     )
@@ -274,16 +349,13 @@ def lfq_vae(
         >>> lfq_vae(channels=(8, 16)).posterior.num_codes
         1024
     """
-    return conv_model(
+    return _coded(
         LFQPosterior,
-        lambda: None,
         in_channels=in_channels,
         image_size=image_size,
         latent_dim=latent_dim,
         channels=channels,
         dim=dim,
-        norm="group",
-        latent="spatial",
         likelihood=likelihood,
         value_range=value_range,
     )

@@ -185,6 +185,8 @@ class RunLog(pl.Callback):
         means = {name: value / count for name, value in sums.items()} if count else {}
         self._validation, self._count = {}, 0
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
+        # Of all images together, not a mean over batches.
+        means |= pl_module.codes.figures("val")
         if means:
             self.flush(trainer)
         if means and trainer.is_global_zero:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from omnivae.distributions import LOGVAR_MAX
+from omnivae.training.codes import notes_kept
 from omnivae.training.inputs import InputFinding, inspect_inputs, names_of
 
 Cause = Literal[
@@ -294,7 +295,8 @@ def _undisturbed(module: nn.Module, step: Step) -> Iterator[None]:
     set_random_state(step.random_state)
     _put(module, step.buffers)
     try:
-        yield
+        with notes_kept(module):
+            yield
     finally:
         set_random_state(before)
         _put(module, buffers)

@@ -19,6 +19,7 @@ from omnivae.losses import Loss
 from omnivae.training.autocast import HalfPrecision
 from omnivae.training.callbacks import Checkpoints, GracefulStop, Pictures, RunLog
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, checkpoint_step
+from omnivae.training.codes import Codebooks, check_codebook, followers
 from omnivae.training.collapse import CollapseMonitor
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
@@ -133,6 +134,11 @@ def fit(
     if any(has_opponent(loss) for loss in losses.values()):
         callbacks.append(Opponents(losses, config.learning_rate))
     callbacks += [AverageStatistics()] if place.size > 1 else []
+    if hasattr(getattr(vae, "posterior", None), "num_codes"):
+        # Other sizes of an image leave more vectors or fewer; the first one's is what the data is.
+        check_codebook(vae, len(train), tuple(EpochView(train)[0, 0]["x"].shape[1:]))
+    if followers(vae):
+        callbacks.append(Codebooks(train, collate, config.batch_size, config.seed))
     callbacks += [(ShardedEma if sharded else Ema)(config.ema)] if config.ema else []
     monitor = CollapseMonitor(total_steps, config.on_collapse)
     recorder = FlightRecorder(directory)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnivae.distributions import kl_divergence, kl_elements
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
+from omnivae.training.codes import CodeWatch, followers
 from omnivae.training.collapse import LOOKS, information_of
 from omnivae.training.config import TrainingConfig
 from omnivae.training.diagnosis import random_state, set_random_state
@@ -65,6 +66,9 @@ class VAEModule(pl.LightningModule):
         self.kl_per_dimension: Tensor | None = None
         #: Nats that each latent dimension carries about the image in the last batch that was looked at (see ``collapse``).
         self.information: Tensor | None = None
+        self.followers = followers(vae)
+        #: Counts codes over an epoch, or over a tenth of a run that has fewer than ten epochs.
+        self.codes = CodeWatch(min(steps_per_epoch, max(1, total_steps // 10)))
         self.look_every = max(1, total_steps // LOOKS)
         #: Looks at every step before its update is made.
         self.guard = Guard(self, config.on_nonfinite)
@@ -109,6 +113,7 @@ class VAEModule(pl.LightningModule):
         if (self.global_step + 1) % self.config.log_every == 0:
             self._diagnose(output, batch, "train", scalars)
         self.scalars = self._over_accumulation(scalars, batch_idx)
+        self.codes.add(output, "train")
         self.guard.note(total.detach(), output)
         self.last_output = detached(output) if self._keep_output else None
         return total
@@ -182,6 +187,8 @@ class VAEModule(pl.LightningModule):
         x = batch["x"]
         low, high = self.vae.value_range  # type: ignore[misc]
         mode = self.vae.decode(output.latents[0].posterior)  # type: ignore[operator]
+        if counts:
+            self.codes.add(output, "val")
         error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
         scalars["val/psnr"] = (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()
         counts = self.validation_order is None or self.validation_order.counts(batch_idx)
@@ -285,7 +292,11 @@ class VAEModule(pl.LightningModule):
             self.scalars["train/grad_norm"] = norm
         rate = self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
         if self.guard.verdict(norm, rate):
+            for follower in self.followers:
+                follower.commit()
             self.guard.passed(self.global_step, float(self.scalars.get("train/total", math.nan)))
+            for follower in self.followers:
+                follower.discard()
         else:
             # An optimiser leaves parameters without gradients alone, and their moments.
             for parameter in self.parameters():
@@ -293,6 +304,8 @@ class VAEModule(pl.LightningModule):
             self.scalars["train/grad_norm"] = math.nan
             self.last_output = None
         if self.config.on_nonfinite == "skip":
+        done = self.global_step + 1
+        self.scalars |= self.codes.step_done(done, done >= self.total_steps)
             self.scalars["train/skipped_updates"] = self.guard.skipped
 
     def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
@@ -349,11 +362,14 @@ class VAEModule(pl.LightningModule):
         # A run that is extended continues: "this was the last batch" only held for the steps asked for then.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint["rng"] = gather(random_state())
+        checkpoint["codes"] = self.codes.state()
         checkpoint["skipped_updates"] = self.guard.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the generators' state; it is set when training starts, after everything else has drawn from them."""
         self._rng = checkpoint["rng"]
+        if world().rank == 0:
+            self.codes.restore(checkpoint.get("codes", []))
         self.guard.skipped = checkpoint.get("skipped_updates", 0)
 
     def on_train_start(self) -> None:

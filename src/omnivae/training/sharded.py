@@ -85,6 +85,7 @@ class ShardedModule(VAEModule):
             fully_shard(part, mesh=mesh, ignored_params=kept)  # type: ignore[arg-type]
         # Called by themselves in validation; gathering belongs to ``forward`` otherwise.
         register_fsdp_forward_method(self.vae, "decode")
+        register_fsdp_forward_method(self.vae, "encode")
         for loss in self.losses.values():
             if set(loss.parameters()) - kept:
                 fully_shard(loss, mesh=mesh, ignored_params=kept)
