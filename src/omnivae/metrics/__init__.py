@@ -27,6 +27,7 @@ from omnivae.metrics.latents import LatentStatistics
 from omnivae.metrics.population import Estimate, Population
 from omnivae.metrics.probes import knn_accuracy, probe_accuracy, probe_r2
 from omnivae.metrics.registry import METRICS, Metric, metric
+from omnivae.metrics.regret import likelihood_regret
 from omnivae.metrics.runner import evaluate
 from omnivae.metrics.smoothness import interpolation_roughness, path_length
 from omnivae.metrics.uniformity import density_cv, density_entropy, density_gini
@@ -65,6 +66,7 @@ __all__ = [
     "kl_per_dimension",
     "knn_accuracy",
     "l1",
+    "likelihood_regret",
     "metric",
     "ms_ssim",
     "mse",

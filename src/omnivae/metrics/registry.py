@@ -146,4 +146,4 @@ def measurable(names: Sequence[str], model: Any) -> list[str]:
     """
     if "density" in getattr(getattr(model, "posterior", None), "provides", {"density"}):
         return list(names)
-    return [name for name in names if name not in ("elbo", "nll", "kl", "bits_per_dim", "active_units")]
+    return [name for name in names if name not in ("elbo", "nll", "kl", "bits_per_dim", "active_units", "likelihood_regret")]
