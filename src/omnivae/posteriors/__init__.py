@@ -1,5 +1,6 @@
 """Posterior heads: encoder features to q(z|x)."""
 
+from omnivae.posteriors.flow import FlowPosterior, TransformedGaussian
 from omnivae.posteriors.full_covariance import FullCovarianceGaussian, FullCovarianceGaussianPosterior
 from omnivae.posteriors.gaussian import GaussianPosterior, PosteriorHead
 from omnivae.posteriors.level import LevelPosterior
@@ -8,6 +9,7 @@ from omnivae.posteriors.quantised import FSQPosterior, LFQPosterior, QuantisedHe
 
 __all__ = [
     "FSQPosterior",
+    "FlowPosterior",
     "FullCovarianceGaussian",
     "FullCovarianceGaussianPosterior",
     "GaussianPosterior",
@@ -18,5 +20,6 @@ __all__ = [
     "PosteriorHead",
     "QuantisedHead",
     "QuantisedPosterior",
+    "TransformedGaussian",
     "VQPosterior",
 ]

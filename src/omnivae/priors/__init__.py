@@ -2,6 +2,15 @@
 
 from omnivae.priors.base import Prior, StandardNormal
 from omnivae.priors.conditional import ConditionalGaussianPrior
+from omnivae.priors.flow import FlowDensity, FlowPrior
 from omnivae.priors.mixture import MixturePrior, VampPrior
 
-__all__ = ["ConditionalGaussianPrior", "MixturePrior", "Prior", "StandardNormal", "VampPrior"]
+__all__ = [
+    "ConditionalGaussianPrior",
+    "FlowDensity",
+    "FlowPrior",
+    "MixturePrior",
+    "Prior",
+    "StandardNormal",
+    "VampPrior",
+]

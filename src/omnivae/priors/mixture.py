@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from omnivae.distributions import DiagonalGaussian
 from omnivae.priors.base import Prior
 from omnivae.priors.densities import EachPosition, MixtureOfGaussians
 
@@ -123,7 +124,7 @@ class VampPrior(Prior):
         if encode is None:
             raise ValueError("a VampPrior encodes its pseudo-inputs: pass the model's encode")
         q = encode(self.pseudo_inputs)
-        if not (hasattr(q, "mean") and hasattr(q, "logvar")):
+        if not isinstance(q, DiagonalGaussian):
             raise ValueError(
                 f"a VampPrior needs a diagonal Gaussian posterior, got {type(q).__name__}; use GaussianPosterior, or another prior"
             )

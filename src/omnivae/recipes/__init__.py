@@ -4,6 +4,7 @@ from omnivae.recipes.baselines import cnn_vae, vit_vae
 from omnivae.recipes.conditional import c_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
+from omnivae.recipes.flows import flow_prior_vae, flow_vae, iaf_vae
 from omnivae.recipes.hierarchical import deep_hierarchical_vae, hierarchical_vae, ladder_vae, lite_vae
 from omnivae.recipes.objectives import (
     aae,
@@ -40,9 +41,12 @@ __all__ = [
     "dip_vae_i",
     "dip_vae_ii",
     "factor_vae",
+    "flow_prior_vae",
+    "flow_vae",
     "fsq_vae",
     "full_covariance_vae",
     "hierarchical_vae",
+    "iaf_vae",
     "info_vae",
     "iwae",
     "kl_autoencoder",
@@ -52,10 +56,10 @@ __all__ = [
     "member",
     "miwae",
     "mixture_vae",
+    "residual_vq_vae",
     "swin_vae",
     "vamp_vae",
     "vit_vae",
     "vq_vae",
     "wae",
-    "residual_vq_vae",
 ]
