@@ -13,7 +13,7 @@ from omnivae.training import TrainingConfig, fit
 from omnivae.training.collapse import AGREEING, SILENT, channel_information, is_collapsed
 from omnivae.types import Latent
 
-STEPS, DIMENSIONS = 600, 4
+STEPS, DIMENSIONS = 800, 4
 
 
 def latent(mean, logvar):

@@ -16,7 +16,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
+from omnivae.distributions import SampledGaussian
 from omnivae.training.callbacks import save_and_stop
 from omnivae.training.distributed import from_rank_zero
 from omnivae.types import Latent, VAEOutput
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 
 #: Nats below which a dimension says nothing: a posterior mean that moves by a seventh of its own standard deviation.
 SILENT = 0.01
-#: Times that the latent is looked at in a run, looks that must agree, and the least number of steps before the first call.
+#: Times that the latent is looked at in a run, looks that must agree, and the least number of steps that they span together.
 LOOKS, AGREEING, EARLIEST = 100, 8, 100
 #: Growth between the halves of the agreeing looks from which a silent latent counts as waking up.
 WAKING = 1.25
@@ -36,7 +38,7 @@ def channel_information(latent: Latent) -> Tensor | None:
 
     ``I_d = 1/2 log(1 + Var_x(μ_d) / E_x[σ_d²])``: the capacity of a channel with additive Gaussian noise (Shannon, A Mathematical
     Theory of Communication, 1948), which bounds the mutual information of a dimension from above, and is 0 exactly where the
-    posterior has one mean for all images, whatever the KL is.
+    posterior has one mean for all images, whatever the KL is. Of a latent below others, means are relative to its prior's.
 
     Args:
         latent: of a batch of at least two images.
@@ -51,9 +53,17 @@ def channel_information(latent: Latent) -> Tensor | None:
         [0.549, 0.0]
     """
     mean, logvar = (getattr(latent.posterior, name, None) for name in ("mean", "logvar"))
-    if not isinstance(mean, Tensor) or not isinstance(logvar, Tensor) or len(mean) < 2 or logvar.shape != mean.shape:
+    if not isinstance(mean, Tensor) or not isinstance(logvar, Tensor) or logvar.shape != mean.shape:
         return None
     mean, logvar = mean.detach().float(), logvar.detach().float()
+    # Below other latents, what says something is how far the posterior departs from the prior that those decide.
+    density = getattr(latent.prior, "base_dist", None)
+    if isinstance(density, Normal):
+        mean = mean - density.loc.detach().float()
+    if isinstance(latent.posterior, SampledGaussian):
+        mean, logvar = mean[0], logvar[0]
+    if len(mean) < 2:
+        return None
     nats = torch.log1p(mean.var(0) / logvar.exp().mean(0).clamp(min=torch.finfo(mean.dtype).tiny)) / 2
     return nats.reshape(len(nats), -1).sum(1)
 
@@ -91,6 +101,19 @@ def is_collapsed(information: Sequence[float]) -> bool:
     return median(last[half:]) <= WAKING * median(last[:half])
 
 
+def look_every(total_steps: int) -> int:
+    """Return the steps between two looks: a hundredth of the run, and far enough apart to span ``EARLIEST`` steps.
+
+    Args:
+        total_steps: of the run.
+
+    Example:
+        >>> look_every(300), look_every(10_000)
+        (13, 100)
+    """
+    return max(-(-EARLIEST // AGREEING), total_steps // LOOKS)
+
+
 class CollapseMonitor(pl.Callback):
     """Watches what the latent carries and says once, within the first fifth of a run, that it carries nothing.
 
@@ -100,7 +123,7 @@ class CollapseMonitor(pl.Callback):
     """
 
     def __init__(self, total_steps: int, action: str) -> None:
-        self.every = max(1, total_steps // LOOKS)
+        self.every = look_every(total_steps)
         self.action = action
         self.looks: list[float] = []
         #: The step at which collapse was called.
