@@ -12,6 +12,7 @@ import jsonargparse
 from omnivae.cli.parsing import check_keys, make_parser, option_names, parse, to_arguments
 from omnivae.component import suggestion
 from omnivae.data import DataConfig
+from omnivae.data import world as world_named
 from omnivae.jobs.choose import choose_for
 from omnivae.jobs.config import (
     RunConfig,
@@ -257,6 +258,8 @@ def _translate(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
             result.append("--training.freeze=[encoder, posterior]")
         elif name == "--distributed":
             distributed = True
+        elif name == "--world":
+            result.append(f"--data.path={world_named(value or (joined.pop(0) if joined else '')).name}")
         elif name == "--num_gpus":
             result.append(f"--training.devices={_num_gpus(value or (joined.pop(0) if joined else ''))}")
         elif name in FLAT:

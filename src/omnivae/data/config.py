@@ -20,12 +20,15 @@ Format = Literal[
     "digits",
     "photos",
     "dsprites",
+    "shapes3d",
+    "moving_sprites",
+    "text",
 ]
 OnError = Literal["stop", "skip"]
 Verify = Literal["auto", "full", "headers"]
 Binarize = Literal["none", "threshold", "stochastic"]
 
-EMBEDDED = ("digits", "photos", "dsprites")
+EMBEDDED = ("digits", "photos", "dsprites", "shapes3d", "moving_sprites")
 VALUE_RANGES = ((0.0, 1.0), (-1.0, 1.0))
 
 
@@ -36,7 +39,7 @@ class DataConfig:
     Args:
         path: a folder, an image file, a table (CSV, TSV, Parquet) that lists or holds images, a folder or pattern of tar
             shards (``shards/train-{000..010}.tar``), a folder that Hugging Face's ``save_to_disk`` wrote, a data set of their
-            hub (``hf://user/name``), or a name: digits, photos, dsprites are embedded; mnist, fashion-mnist, cifar10 need
+            hub (``hf://user/name``), or a name: digits, photos and the worlds dsprites, shapes3d and moving_sprites are embedded; mnist, fashion-mnist, cifar10 need
             ``download`` once. A bare name is the data set, ``./digits`` the folder.
         format: how to read ``path``; "auto" recognises MNIST's idx files, CIFAR-10's files, what ``save_to_disk`` wrote, and
             tar shards and tables with no image files beside them, and reads any other folder as image files.
@@ -82,6 +85,13 @@ class DataConfig:
         download: fetch ``mnist``, ``fashion-mnist`` or ``cifar10`` from their publishers (checksums are checked; the files
             stay in ``OMNIVAE_CACHE``, by default omnivae's folder in the user's cache), or a data set of the Hugging Face hub,
             where they are not there yet; nothing is downloaded unasked.
+        tokens: of text (a ``.txt`` file with one sentence a line, or a folder of them): "word" or "character".
+        lowercase: read text in lower case.
+        max_length: tokens of the longest sentence, its end included; by default that of the longest there is, up to 256 words
+            or 1,024 characters. A longer one stops the run, or is left out and listed with ``on_error`` skip.
+        min_count: times that a word or character must occur in the training sentences; rarer ones become ``<unk>``.
+        max_vocabulary: words or characters at most, the most frequent ones.
+        text_column: column of a CSV or TSV table that holds sentences; makes the table a corpus.
 
     Raises:
         ValueError: for a value out of its range.
@@ -118,6 +128,12 @@ class DataConfig:
     verify: Verify = "auto"
     cache: bool | Literal["auto"] = "auto"
     download: bool = False
+    tokens: Literal["word", "character"] = "word"
+    lowercase: bool = False
+    max_length: int | None = None
+    min_count: int = 2
+    max_vocabulary: int = 20_000
+    text_column: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
@@ -143,6 +159,9 @@ class DataConfig:
         _at_least("num_workers", self.num_workers, 0)
         _at_least("split_seed", self.split_seed, 0)
         _at_least("channels", self.channels, 1)
+        _choice("tokens", self.tokens, ("word", "character"))
+        for name, least in (("max_length", 2), ("min_count", 1), ("max_vocabulary", 1)):
+            _at_least(name, getattr(self, name), least)
         if self.input_range is not None:
             low, high = (float(v) for v in self.input_range)
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -166,7 +185,6 @@ class DataConfig:
             )
         if self.random_crop and self.image_size is None and not self.resolutions and self.path != "photos":
             raise ValueError("data.random_crop needs the side of the crop: set data.image_size")
-
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Transform:
     """What happens to an image between its file and the model.
 
     Attributes:
-        shape: channels, height and width of the result.
+        shape: channels, height and width of the result; for videos channels, frames, height and width.
         resize: whether to resize and crop to the height.
         channels: number of channels to convert to, None to keep.
         value_range: what black and white become.
@@ -42,7 +42,7 @@ class Transform:
         reading: how stored samples are to be understood.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     resize: bool
     channels: int | None
     value_range: tuple[float, float]
@@ -173,7 +173,7 @@ class ImageDataset(Dataset):
 
     @cached_property
     def factor_values(self) -> np.ndarray | None:
-        """Values of the generating factors ``[N, F]`` (dsprites), or None."""
+        """Values of the generating factors ``[N, F]`` (worlds), or None."""
         return self.source.factor_values(self.indices)
 
     def content_hash(self, index: int) -> str:
@@ -237,12 +237,12 @@ class ImageDataset(Dataset):
         alpha = self.source.has_alpha(number)
         shape = t.shape if self._side is None else (t.shape[0], self._side, self._side)
         image, black, white = self._decoded(number, index, key, alpha)
-        stored = image.shape[2]
+        stored = image.shape[-1]
         if random is not None and training and t.random_crop:
             image = _random_crop(image, shape[1], random, alpha=alpha)
         elif t.resize or self._side is not None:
             image = resize_and_crop(image, shape[1], alpha=alpha)
-        if t.channels in (1, 3) and stored <= 4:
+        if t.channels in (1, 3) and stored <= 4 and image.ndim == 3:
             image = convert_channels(image, t.channels)
         array = to_unit(image, black, white)
         if array.shape != shape:
@@ -253,7 +253,7 @@ class ImageDataset(Dataset):
                 "data.image_size and data.channels"
             )
         if random is not None and training and t.flip and random.random() < 0.5:
-            array = array[:, :, ::-1]
+            array = array[..., ::-1]
         if t.binarize == "stochastic" and random is not None:
             array = (random.random(array.shape, dtype=np.float32) < array).astype(np.float32)
         return torch.from_numpy(self._scaled(array))

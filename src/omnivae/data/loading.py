@@ -57,7 +57,7 @@ class DataSplits:
         test: test images.
         name: name of the data set.
         channels: channels of an image tensor.
-        image_size: height and width of an image tensor.
+        image_size: height and width of an image tensor, for videos the number of frames before them.
         value_range: what black and white are.
         classes: names of the classes, or None.
         native: what the data is before anything is done to it.
@@ -71,7 +71,7 @@ class DataSplits:
     test: ImageDataset
     name: str
     channels: int
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     value_range: tuple[float, float]
     classes: list[str] | None
     native: DataSummary
@@ -125,6 +125,8 @@ def load_data(
     side = config.image_size or (
         config.resolutions[0] if config.resolutions else DEFAULT_PHOTO_SIZE if photos else None
     )
+    if source.sizes.shape[1] > 2:
+        _refuse_for_videos(source, config)
     size = (side, side) if side is not None else _common_size(source)
 
     rounded = int(np.sum(source.dtypes == "float64")) * (len(source) if len(source.dtypes) == 1 else 1)
@@ -195,7 +197,7 @@ def _common_channels(source: ImageSource, channels: int | None) -> int:
     return counts[0][0]
 
 
-def _common_size(source: ImageSource) -> tuple[int, int]:
+def _common_size(source: ImageSource) -> tuple[int, ...]:
     sizes = np.unique(source.sizes, axis=0)
     if len(sizes) > 1:
         low, high = source.sizes.min(axis=0), source.sizes.max(axis=0)
@@ -203,7 +205,23 @@ def _common_size(source: ImageSource) -> tuple[int, int]:
             f"the images have {len(sizes)} different sizes, {low[0]} to {high[0]} pixels high and {low[1]} to "
             f"{high[1]} wide: set data.image_size to the side of the square to use, e.g. {_suggested_side(low)}"
         )
-    return int(sizes[0][0]), int(sizes[0][1])
+    return tuple(int(n) for n in sizes[0])
+
+
+def _refuse_for_videos(source: ImageSource, config: DataConfig) -> None:
+    asked = {
+        "image_size": config.image_size is not None,
+        "resolutions": bool(config.resolutions),
+        "random_crop": config.random_crop,
+        "channels": config.channels not in (None, int(source.channels[0])),
+    }
+    wrong = [name for name, is_asked in asked.items() if is_asked]
+    if wrong:
+        frames, height, width = source.sizes[0]
+        raise ValueError(
+            f"got data.{wrong[0]}={getattr(config, wrong[0])} and {source.name}, whose videos of {frames} frames of "
+            f"{height} x {width} pixels are used as they are: leave data.{wrong[0]} out"
+        )
 
 
 def _suggested_side(smallest: np.ndarray) -> int:
@@ -273,7 +291,7 @@ def _by_hash(source: ImageSource, indices: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _summarise(source: ImageSource, counts: dict[str, int]) -> DataSummary:
-    sizes = source.sizes
+    sizes = source.sizes[:, -2:]  # of a video: of its frames
 
     def count(values: np.ndarray) -> dict[Any, int]:
         return {values[0].item(): len(source)} if len(values) == 1 else dict(Counter(values.tolist()))

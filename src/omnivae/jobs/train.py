@@ -67,6 +67,14 @@ def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) 
         from_data["image_size"] = list(splits.image_size)
     else:
         from_data["input_resolution"] = max(*splits.image_size, *data.resolutions)
+    axes = len(splits.image_size)
+    if axes > 2:
+        if "dim" not in parameters:
+            raise ValueError(
+                f"the recipe {name!r} is for images and {splits.name} has videos of "
+                f"{' x '.join(map(str, splits.image_size))}; choose one with an argument dim, such as conv_vae"
+            )
+        from_data["dim"] = axes
     told = refuse_mismatch(name, parameters, splits.condition)
     for argument, value in told.items():
         if arguments.get(argument) not in (None, value):

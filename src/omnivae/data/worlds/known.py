@@ -5,9 +5,11 @@ from __future__ import annotations
 from omnivae.component import suggestion
 from omnivae.data.worlds.base import World
 from omnivae.data.worlds.dsprites import DSPRITES
+from omnivae.data.worlds.moving_sprites import MOVING_SPRITES
+from omnivae.data.worlds.shapes3d import SHAPES3D
 
 #: What ``data.path`` and ``--world`` may name.
-WORLDS: dict[str, World] = {made.name: made for made in (DSPRITES,)}
+WORLDS: dict[str, World] = {made.name: made for made in (DSPRITES, SHAPES3D, MOVING_SPRITES)}
 
 
 def world(name: str) -> World:
