@@ -170,6 +170,44 @@ class Condition:
         """
         return self.encode({a.name: a.usual for a in self.attributes} | self._said(text))
 
+    def changed(self, rows: Tensor, text: str) -> Tensor:
+        """Return conditions with what a user wrote in place of what they say about it; the rest stays.
+
+        Args:
+            rows: ``[B, E]``.
+            text: as for :meth:`parse`.
+
+        Returns:
+            ``[B, E]``.
+        """
+        said = self._said(text)
+        self.encode({a.name: a.usual for a in self.attributes} | said)  # refuses unknown names
+        columns = rows.split([a.size for a in self.attributes], dim=1)
+        new = [
+            torch.from_numpy(a.encode(said[a.name])).to(rows).expand(len(rows), -1) if a.name in said else column
+            for a, column in zip(self.attributes, columns, strict=True)
+        ]
+        return torch.cat(new, dim=1)
+
+    def describe(self, row: Tensor) -> str:
+        """Return a condition in words: the inverse of :meth:`parse`, shortened.
+
+        Args:
+            row: ``[E]``.
+        """
+        parts = []
+        for a, column in zip(self.attributes, row.cpu().split([a.size for a in self.attributes]), strict=True):
+            if a.kind == "class":
+                text = a.values[int(column.argmax())] if bool(column.any()) else "?"
+            elif a.kind == "binary":
+                text = a.values[int(column[0] > 0.5)]
+            elif a.kind == "number":
+                text = f"{float(column[0]) * a.std[0] + a.mean[0]:.4g}"
+            else:
+                text = f"{a.size} numbers"
+            parts.append(text if self.classes else f"{a.name}={text}")
+        return ",".join(parts[:3]) + (",..." if len(parts) > 3 else "")
+
     def unsaid(self, text: str) -> dict[str, Any]:
         """Return the attributes that ``text`` leaves out, with the value that :meth:`parse` gives them.
 

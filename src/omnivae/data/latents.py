@@ -28,7 +28,7 @@ from omnivae.distributions import whiten
 STORE, SHARDS, SUFFIX = "store.json", "shards", ".safetensors"
 KIND, FORMAT = "omnivae posterior store", 1
 #: What a shard's header holds of each entry.
-COLUMNS = ("key", "content", "label", "input_size", "file", "tensor")
+COLUMNS = ("key", "content", "label", "input_size", "file", "cond", "tensor")
 #: Shards that one process keeps open; the least recently used is closed.
 MAX_OPEN = 64
 
@@ -46,6 +46,7 @@ class Shard:
         label: class name, class number or factor values of each image, or None.
         input_size: spatial size of each image before padding.
         file: what it takes to write another file like each image's, or None.
+        cond: what a conditional model was told about each image, or None.
         tensor: number of the pair of tensors ``mean.N``, ``logvar.N`` that holds each entry.
         moments: moments of all entries.
     """
@@ -58,6 +59,7 @@ class Shard:
     label: list[Any]
     input_size: list[list[int]]
     file: list[dict[str, Any] | None]
+    cond: list[list[float] | None]
     tensor: list[int]
     moments: ChannelMoments
 
@@ -103,6 +105,7 @@ def read_shard(path: str | Path) -> Shard:
     entries = json.loads(metadata["entries"])
     kinds = json.loads(metadata["files"])
     entries["file"] = [kinds[number] for number in entries["file"]]
+    entries.setdefault("cond", [None] * len(entries["key"]))  # a column that came later
     shard = Shard(
         path=path,
         generation=int(metadata["generation"]),
@@ -174,6 +177,8 @@ class PosteriorStore(Sequence):
         labels = [label for s in shards for label in s.label]
         self._label = None if all(label is None for label in labels) else [labels[i] for i in order]
         counts = np.bincount(self._shard, minlength=len(shards))
+        conds = [cond for s in shards for cond in s.cond]
+        self._cond = None if all(cond is None for cond in conds) else [conds[i] for i in order]
         # Moments of a shard are of all its entries; where some of them are superseded, they are measured again.
         self._moments = [s.moments if counts[i] == len(s.key) else None for i, s in enumerate(shards)]
         self.num_superseded = int(starts[-1]) - len(self.keys)
@@ -194,7 +199,7 @@ class PosteriorStore(Sequence):
 
         Returns:
             ``mean`` and ``logvar`` ``[C, *S]`` float32, ``key``, ``input_size`` (before padding) and, where the images have
-            one, ``label``.
+            one, ``label``, and of a conditional model ``cond`` ``[E]``.
         """
         i = self.number(index)
         mean, logvar = self.posterior(i)
@@ -202,6 +207,9 @@ class PosteriorStore(Sequence):
         label = self.label(i)
         if label is not None:
             item["label"] = torch.as_tensor(label)
+        cond = self.cond(i)
+        if cond is not None:
+            item["cond"] = torch.tensor(cond)
         return item
 
     def number(self, index: int | str) -> int:
@@ -240,6 +248,10 @@ class PosteriorStore(Sequence):
     def file(self, i: int) -> dict[str, Any] | None:
         """Return what it takes to write another file like that of image ``i``, or None where it had none."""
         return self._file[i]
+
+    def cond(self, i: int) -> list[float] | None:
+        """Return what a conditional model was told about image ``i``, ``E`` numbers, or None."""
+        return None if self._cond is None else self._cond[i]
 
     def shard_of(self, i: int) -> Path:
         """Return the shard that holds entry ``i``."""

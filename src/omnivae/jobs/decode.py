@@ -78,7 +78,9 @@ def decode_latents(
                 mean, logvar = store.posterior(i)
                 drawn.append(draw(mean, logvar, key=store.keys[i], seed=seed) if sample else mean)
             store, i = chosen[batch[0]]
-            x = loaded.decode(torch.stack(drawn).to(device), size=store.input_size(i)).clamp(low, high).cpu()
+            conds = [store.cond(i) for store, i in (chosen[number] for number in batch)]
+            cond = None if conds[0] is None else torch.tensor(conds, device=device)
+            x = loaded.decode(torch.stack(drawn).to(device), cond, size=store.input_size(i)).clamp(low, high).cpu()
             for row, number in enumerate(batch):
                 _save(x[row], targets[number], *chosen[number], (low, high))
             advance(len(batch))

@@ -158,7 +158,7 @@ def encode_images(
             todo, copies = _sort_out(store, images, mine, removed)
             advance(len(mine) - len(todo) - len(copies))
             for i, number in copies.items():
-                entry = replace(entry_of(store, number), key=images.keys[i], label=images.label(i))
+                entry = replace(entry_of(store, number), key=images.keys[i], label=images.label(i), cond=images.cond(i))
                 writer.add(entry, *store.posterior(number))
                 writer.flush_if_due()
                 advance(1)
@@ -168,7 +168,8 @@ def encode_images(
                 ):
                     for row, i in enumerate(batch.numbers):
                         label, file = images.label(i), batch.file[row]
-                        entry = Entry(images.keys[i], batch.content[row], label, batch.input_size, file)
+                        cond = None if batch.cond is None else batch.cond[row].tolist()
+                        entry = Entry(images.keys[i], batch.content[row], label, batch.input_size, file, cond)
                         writer.add(entry, batch.mean[row], batch.logvar[row])
                     writer.flush_if_due()
                     advance(len(batch.numbers))
@@ -271,10 +272,13 @@ def _sort_out(
     todo, copies = [i for i in mine if not (gone or images.keys[i] in store)], {}
     for i, content in zip(known, _hashes(images, known), strict=True):
         key = images.keys[i]
+        # A latent is also a function of what the model was told: under another condition the image is encoded anew.
         if key in store and store.content_hash(store.number(key)) == content:
-            if store.stored_label(store.number(key)) != images.label(i):
+            if store.cond(store.number(key)) != images.cond(i):
+                todo.append(i)
+            elif store.stored_label(store.number(key)) != images.label(i):
                 copies[i] = store.number(key)
-        elif content in gone:
+        elif content in gone and store.cond(gone[content]) == images.cond(i):
             copies[i] = gone[content]
         else:
             todo.append(i)

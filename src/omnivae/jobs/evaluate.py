@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Subset
 
 from omnivae.data import DataSplits, ImageDataset, load_data
+from omnivae.jobs.conditions import needed_condition
 from omnivae.jobs.provenance import provenance_of
 from omnivae.jobs.train import data_for, is_same_data, run_data
 from omnivae.metrics import Evaluation, evaluate
@@ -118,7 +119,7 @@ def _images(
     config = replace(data_for(loaded, path, own), flip=False, random_crop=False)
     if image_size is not None:
         config = replace(config, image_size=image_size)
-    splits = load_data(config, value_range=loaded.value_range)
+    splits = load_data(config, value_range=loaded.value_range, condition=needed_condition(loaded))
     if split == "auto":
         same = own is not None and (path is None or is_same_data(path, own))
         split = "test" if same or splits.official_test else "all"
@@ -128,7 +129,12 @@ def _images(
         numbers = list(dict.fromkeys(int(i) for part in parts for i in part.indices))
         test = splits.test
         whole = ImageDataset(
-            test.source, np.array(numbers, dtype=np.int64), split="test", transform=test.transform, seed=test.seed
+            test.source,
+            np.array(numbers, dtype=np.int64),
+            split="test",
+            transform=test.transform,
+            seed=test.seed,
+            told=test.told,
         )
         return loaded, whole, splits, split
     return loaded, getattr(splits, split), splits, split

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from omnivae.data import DataConfig
+from omnivae.data.attributes import tell_images
+from omnivae.data.condition import ConditionTable
 from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
 from omnivae.data.formats import find
@@ -22,6 +24,7 @@ from omnivae.data.header import Header, ReadOptions
 from omnivae.data.loading import split_images
 from omnivae.data.sources import ImageSource, PhotoCropSource
 from omnivae.distributions import DiagonalGaussian
+from omnivae.jobs.conditions import needed_condition
 from omnivae.models import VAE
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class EncodedBatch:
     Attributes:
         numbers: numbers of the images in their list.
         content: SHA-256 of each image as it is stored.
+        cond: what the model was told about each image, ``[B, E]``, or None.
         file: what the file of each image says about itself, see :func:`describe_file`.
         mean: ``[B, C, *S]`` float32.
         logvar: ``[B, C, *S]`` float32.
@@ -44,6 +48,7 @@ class EncodedBatch:
 
     numbers: list[int]
     content: list[str]
+    cond: Tensor | None
     file: list[dict[str, Any] | None]
     mean: Tensor
     logvar: Tensor
@@ -57,10 +62,13 @@ class ImageList(Dataset):
         source: where images come from.
         indices: which of them, ``[N]``.
         transform: what is done to them; its height and width count only where it resizes.
+        told: what a conditional model is told about each image of the source, or None.
     """
 
-    def __init__(self, source: ImageSource, indices: np.ndarray, transform: Transform) -> None:
-        self.source, self.transform = source, transform
+    def __init__(
+        self, source: ImageSource, indices: np.ndarray, transform: Transform, told: ConditionTable | None = None
+    ) -> None:
+        self.source, self.transform, self.told = source, transform, told
         keys = [source.key(int(i)) for i in indices]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self.indices, self.keys = np.asarray(indices)[order], [keys[i] for i in order]
@@ -83,6 +91,10 @@ class ImageList(Dataset):
         label = self.source.labels[self.indices[i]].tolist()
         return self.source.classes[label] if self.source.classes is not None else label
 
+    def cond(self, i: int) -> list[float] | None:
+        """Return what a conditional model is told about image ``i``, ``E`` numbers, or None."""
+        return None if self.told is None else self.told.rows(self.indices[i : i + 1])[0].tolist()
+
     def content_hash(self, i: int) -> str:
         """Return the SHA-256 of image ``i`` as it is stored."""
         return self.source.content_hash(int(self.indices[i]))
@@ -91,7 +103,8 @@ class ImageList(Dataset):
         transform = replace(self.transform, shape=(self.transform.shape[0], *self.size(i)))
         one = ImageDataset(self.source, self.indices[i : i + 1], split="test", transform=transform)
         header = self.source.header(int(self.indices[i]))
-        return {"x": one[0]["x"], "number": i, "content": self.content_hash(i), "file": describe_file(header)}
+        item = {"x": one[0]["x"], "number": i, "content": self.content_hash(i), "file": describe_file(header)}
+        return item if self.told is None else item | {"cond": self.told.rows(self.indices[i : i + 1])[0]}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that happens between file and tensor, ready for JSON."""
@@ -139,11 +152,13 @@ def images_to_encode(model: VAE, config: DataConfig, *, part: Part = "all", nati
         binarize=binarize,
         reading=ReadOptions.of(config),
     )
-    images = ImageList(source, indices, transform)
+    known = needed_condition(model)
+    told = None if known is None else tell_images(source, config.conditions, indices, known)
+    images = ImageList(source, indices, transform, told)
     if config.limit is not None and config.limit < len(images):
         # The order of the splits, mixed by hash, so that a few images stand for all.
         mixed = sorted(range(len(images)), key=lambda i: hashlib.sha256(images.keys[i].encode()).digest())
-        images = ImageList(source, images.indices[mixed[: config.limit]], transform)
+        images = ImageList(source, images.indices[mixed[: config.limit]], transform, told)
     if not len(images):
         raise ValueError(f"{config.path} has no images in the split {part!r}")
     _check(model, images, config)
@@ -227,7 +242,9 @@ def encode_batches(
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
-        posterior = model.encode(batch["x"].to(device, non_blocking=True))
+        cond = batch.get("cond")
+        x = batch["x"].to(device, non_blocking=True)
+        posterior = model.encode(x) if cond is None else model.encode(x, cond.to(device))
         if not isinstance(posterior, DiagonalGaussian):
             raise ValueError(
                 f"the posterior of this {type(model).__name__} is a {type(posterior).__name__}; a posterior store holds "
@@ -240,7 +257,7 @@ def encode_batches(
             t.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
             for t in (posterior.mean, posterior.logvar)
         )
-        yield EncodedBatch(batch["number"], batch["content"], batch["file"], mean, logvar, size)
+        yield EncodedBatch(batch["number"], batch["content"], cond, batch["file"], mean, logvar, size)
 
 
 def describe_file(header: Header | None) -> dict[str, Any] | None:
@@ -282,4 +299,4 @@ def file_like(description: dict[str, Any], size: tuple[int, ...]) -> Header:
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("number", "content", "file")}
-    return batch | {"x": torch.stack([item["x"] for item in items])}
+    return batch | {name: torch.stack([item[name] for item in items]) for name in ("x", "cond") if name in items[0]}

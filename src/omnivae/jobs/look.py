@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from omnivae.jobs.conditions import EVERY, every_class, needed_condition, told
 from omnivae.jobs.evaluate import images_for, load
 from omnivae.jobs.reconstruct import read_for
 from omnivae.jobs.train import write_run_report
@@ -25,6 +26,7 @@ def sample_images(
     *,
     n: int = 16,
     size: Sequence[int] | None = None,
+    cond: str | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
@@ -36,6 +38,8 @@ def sample_images(
         output: PNG file.
         n: number of images.
         size: height and width; the training size by default.
+        cond: what to draw, for a conditional model: a class, ``name=value`` separated by commas, or "all" for a row of ``n``
+            images of each class, with the same draws from N(0, I) in all rows. All classes by default, where there are any.
         temperature: multiplies the prior's standard deviation.
         seed: of the draw.
         precision: of the networks, see :func:`load`.
@@ -44,9 +48,66 @@ def sample_images(
         The file written.
     """
     loaded = load(model, precision)
-    generator = torch.Generator().manual_seed(seed)
-    x = loaded.sample(n, size=size, temperature=temperature, generator=generator)
-    return _write_grid(loaded, x, output)
+    known = needed_condition(loaded)
+
+    def draw(one: Tensor | None) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        many = None if one is None else one.to(next(loaded.parameters()).device).expand(n, -1)
+        return loaded.sample(n, size=size, cond=many, temperature=temperature, generator=generator).cpu()
+
+    if known is None or (cond is not None and cond != EVERY):
+        return _write_grid(loaded, draw(told(loaded, cond)), output)
+    names, conditions = every_class(known)
+    return _write_classes(loaded, torch.stack([draw(one) for one in conditions]), names, output)
+
+
+def transfer_images(
+    model: str | Path,
+    output: str | Path,
+    *,
+    path: str | None = None,
+    n: int = 8,
+    to: Sequence[str] = (),
+    precision: Precision = "auto",
+) -> Path:
+    """Decode images of a conditional model under other conditions than their own, into one picture.
+
+    Each image is encoded as what it is; a row shows it, its reconstruction, and the same latent decoded as something else.
+
+    Args:
+        model: a model directory or a run.
+        output: PNG file.
+        path: the images, which come with labels or attributes; the run's own by default.
+        n: number of images; of different classes as far as there are.
+        to: the conditions, each a class or ``name=value`` separated by commas, which leaves an image's other attributes as they
+            are; every class by default.
+        precision: of the networks, see :func:`load`.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: for a model without a condition, or an unknown class or attribute.
+    """
+    from omnivae.report.collect import choose, same_size
+
+    if n < 1:
+        raise ValueError(f"got n={n}; expected at least 1 image")
+    loaded, dataset, *_ = images_for(model, path, "auto", None, precision)
+    known = needed_condition(loaded)
+    if known is None:
+        raise ValueError("this model takes no condition, so there is nothing to change: train one with the recipe c_vae")
+    names = list(to) or every_class(known)[0]
+    shown = same_size(choose(dataset, 4 * n, seed=0), n)
+    device = next(loaded.parameters()).device
+    x, own = (torch.stack([item[name] for item in shown]).to(device) for name in ("x", "cond"))
+    with torch.no_grad():
+        posterior = loaded.encode(x, own)
+        columns = [x, loaded.decode(posterior)]
+        columns += [loaded.decode(posterior, known.changed(own, name)) for name in names]
+    rows = torch.stack([column.clamp(*loaded.value_range).cpu() for column in columns], dim=1)
+    headings = ["image", "decoded", *names]
+    return _write_classes(loaded, rows, [known.describe(row) for row in own], output, headings)
 
 
 def interpolate_files(
@@ -57,6 +118,8 @@ def interpolate_files(
     *,
     steps: int = 10,
     mode: Literal["linear", "spherical", "both"] = "linear",
+    cond: str | None = None,
+    to: str | None = None,
     precision: Precision = "auto",
 ) -> Path:
     """Walk from one image to another through the latent, into one picture.
@@ -68,6 +131,8 @@ def interpolate_files(
         output: PNG file.
         steps: images on the way, both ends included.
         mode: straight line, great circle, or one row of each.
+        cond: what the first image is, for a conditional model: a class, or ``name=value`` separated by commas.
+        to: what the second one is; the same by default. On the way the condition goes from one to the other in a line.
         precision: of the networks, see :func:`load`.
 
     Returns:
@@ -88,7 +153,9 @@ def interpolate_files(
             f"{first} is {tuple(a.shape)} and {second} is {tuple(b.shape)}; expected images of the same channels and size"
         )
     ways: list[Literal["linear", "spherical"]] = ["linear", "spherical"] if mode == "both" else [mode]
-    frames = torch.stack([interpolate(loaded, a, b, steps=steps, mode=way) for way in ways]).cpu()
+    start, end = told(loaded, cond), None if to is None else told(loaded, to, "--to")
+    conds = None if start is None else torch.stack([start, start if end is None else end])
+    frames = torch.stack([interpolate(loaded, a, b, steps=steps, mode=way, cond=conds) for way in ways]).cpu()
     ends = torch.stack([a, b]).cpu().expand(len(ways), 2, *a.shape)
     grid = interpolation_grid(frames, loaded.value_range, ends=ends, names=ways, alpha=has_alpha(loaded))
     Image.fromarray(grid).save(target)
@@ -100,6 +167,7 @@ def traverse_file(
     output: str | Path,
     *,
     image: str | Path | None = None,
+    cond: str | None = None,
     num_dimensions: int = 10,
     span: float = 3.0,
     steps: int = 9,
@@ -112,6 +180,8 @@ def traverse_file(
         model: a model directory or a run.
         output: PNG file.
         image: whose other dimensions are kept; the run's first test image by default.
+        cond: what that image is, for a conditional model: a class, or ``name=value`` separated by commas. Known of the run's
+            own images.
         num_dimensions: rows.
         span: standard deviations on each side of the mean.
         steps: images in a row.
@@ -124,9 +194,22 @@ def traverse_file(
     from omnivae.report import traverse_model
 
     loaded, dataset, *_ = images_for(model, None, "auto", None, precision)
-    references = torch.stack([dataset[i]["x"] for i in range(min(256, len(dataset)))])
+    items = [dataset[i] for i in range(min(256, len(dataset)))]
+    references = torch.stack([item["x"] for item in items])
     x = references[0] if image is None else read_for(loaded, image)[0]
-    picture = traverse_model(loaded, x, references, num_dimensions=num_dimensions, span=span, steps=steps, reach=reach)
+    others = None if loaded.cond_dim is None else torch.stack([item["cond"] for item in items])
+    own = told(loaded, cond) if image is not None or cond is not None or others is None else others[0]
+    picture = traverse_model(
+        loaded,
+        x,
+        references,
+        num_dimensions=num_dimensions,
+        span=span,
+        steps=steps,
+        reach=reach,
+        cond=own,
+        reference_cond=others,
+    )
     target = _picture_path(output)
     picture.save(target)
     return target
@@ -176,6 +259,20 @@ def _write_grid(model: VAE, x: Tensor, output: str | Path, columns: int | None =
 
     target = _picture_path(output)
     Image.fromarray(image_grid(x.cpu(), model.value_range, columns, alpha=has_alpha(model))).save(target)
+    return target
+
+
+def _write_classes(
+    model: VAE, rows: Tensor, names: Sequence[str], output: str | Path, headings: Sequence[str] | None = None
+) -> Path:
+    from PIL import Image
+
+    from omnivae.report import class_grid
+    from omnivae.report.latent_ops import has_alpha
+
+    target = _picture_path(output)
+    grid = class_grid(rows, model.value_range, names=names, headings=headings, alpha=has_alpha(model))
+    Image.fromarray(grid).save(target)
     return target
 
 

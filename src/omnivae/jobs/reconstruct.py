@@ -17,6 +17,7 @@ from omnivae.data.folder import walk
 from omnivae.data.header import ALPHA
 from omnivae.data.images import SUFFIXES
 from omnivae.data.pixels import resize
+from omnivae.jobs.conditions import told
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.progress import progress_bar
 from omnivae.models import VAE
@@ -32,6 +33,8 @@ def reconstruct_files(
     output: str | Path,
     *,
     on_error: OnError = "stop",
+    cond: str | None = None,
+    to: str | None = None,
     precision: Precision = "auto",
     progress: bool = True,
 ) -> list[Path]:
@@ -47,6 +50,8 @@ def reconstruct_files(
         files: images, or folders, of which every image is taken and the paths inside are kept.
         output: directory to write to.
         on_error: "stop" at files that cannot be read or written, or "skip" them with a warning.
+        cond: what the images are, for a conditional model: a class, or ``name=value`` separated by commas.
+        to: what they are decoded as instead: the same latent under another condition.
         precision: of the networks, see :func:`omnivae.jobs.evaluate.load`.
         progress: show progress on a terminal.
 
@@ -59,6 +64,8 @@ def reconstruct_files(
     """
     sources = list_files(files, Path(output))
     loaded = load(model, precision)
+    own = told(loaded, cond)
+    other = own if to is None else told(loaded, to, "--to")
     options = reading_options(loaded)
     names = [str(source) for source, _ in sources]
     checked = check_images(lambda i: sources[i][0], names, options=options, on_error=on_error)
@@ -78,7 +85,7 @@ def reconstruct_files(
     written = []
     with progress_bar("reconstructing", len(todo), progress and len(todo) > 1) as advance:
         for source, target, header in todo:
-            _reconstruct(loaded, source, Path(output) / target, header, options)
+            _reconstruct(loaded, source, Path(output) / target, header, options, own, other)
             written.append(Path(output) / target)
             advance(1)
     return written
@@ -195,9 +202,13 @@ def _refusal(model: VAE, header: Header) -> str | None:
     return unwritable(header)
 
 
-def _reconstruct(model: VAE, source: Path, target: Path, header: Header, options: ReadOptions) -> None:
+def _reconstruct(
+    model: VAE, source: Path, target: Path, header: Header, options: ReadOptions, own: Tensor | None, other: Tensor | None
+) -> None:
     x = read_for(model, source)
-    decoded = model.decode(model.encode(x)).float().clamp(*model.value_range)[0].cpu()
+    posterior = model.encode(x) if own is None else model.encode(x, own[None])
+    decoded = model.decode(posterior, None if other is None else other[None])
+    decoded = decoded.float().clamp(*model.value_range)[0].cpu()
     if tuple(decoded.shape[1:]) != (header.height, header.width):
         resized = resize(decoded.permute(1, 2, 0).numpy(), (header.height, header.width))
         decoded = torch.from_numpy(resized).permute(2, 0, 1).clamp(*model.value_range)

@@ -39,6 +39,7 @@ class Entry:
         label: class name, class number or factor values, or None.
         input_size: spatial size before padding.
         file: what it takes to write another file like the image's (type, colour mode, ...), or None.
+        cond: what a conditional model was told about the image, ``E`` numbers, or None.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Entry:
     label: Any
     input_size: tuple[int, ...]
     file: dict[str, Any] | None = None
+    cond: list[float] | None = None
 
 
 class StoreWriter:
@@ -281,7 +283,8 @@ def entry_of(store: PosteriorStore, i: int) -> Entry:
         store: the store.
         i: number of the entry.
     """
-    return Entry(store.keys[i], store.content_hash(i), store.stored_label(i), store.input_size(i), store.file(i))
+    label, size, file = store.stored_label(i), store.input_size(i), store.file(i)
+    return Entry(store.keys[i], store.content_hash(i), label, size, file, store.cond(i))
 
 
 def next_generation(directory: Path) -> int:

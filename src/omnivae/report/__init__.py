@@ -10,6 +10,7 @@ from omnivae.report.pictures import run_picture, traverse_model
 from omnivae.report.plots import curves, kl_bar, latent_map
 
 __all__ = [
+    "class_grid",
     "comparison_grid",
     "contact_sheet",
     "curves",

@@ -134,6 +134,39 @@ def comparison_grid(
     return canvas
 
 
+def class_grid(
+    rows: Tensor,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    *,
+    names: Sequence[str],
+    headings: Sequence[str] | None = None,
+    min_tile: int = MIN_TILE,
+    max_tile: int = MAX_TILE,
+    alpha: bool = False,
+) -> np.ndarray:
+    """Show one class a row, with its name beside it.
+
+    Args:
+        rows: ``[R, N, C, H, W]``.
+        value_range: what becomes black and white.
+        names: one for each row.
+        headings: a short text above each column.
+        min_tile: least length of a tile's longer side in pixels.
+        max_tile: greatest length of a tile's longer side in pixels.
+        alpha: whether the last of two or four channels is alpha.
+
+    Returns:
+        ``[height, width, 3]`` uint8.
+
+    Raises:
+        ValueError: for names that are not one for each row.
+    """
+    if len(names) != len(rows):
+        raise ValueError(f"got {len(names)} names for {len(rows)} rows; expected one for each")
+    tiles = [list(_tiles(to_pixels(row, value_range, alpha=alpha), min_tile, max_tile)) for row in rows]
+    return _assemble(tiles, row_labels=list(names), headings=None if headings is None else list(headings))
+
+
 def interpolation_grid(
     frames: Tensor,
     value_range: tuple[float, float] = (-1.0, 1.0),

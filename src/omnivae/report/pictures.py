@@ -52,6 +52,7 @@ def traverse_model(
     steps: int = 9,
     reach: Literal["aggregate", "prior"] = "aggregate",
     cond: Tensor | None = None,
+    reference_cond: Tensor | None = None,
 ) -> Image:
     """Draw the traversals of an image's most informative latent dimensions, labelled with their KL.
 
@@ -65,7 +66,8 @@ def traverse_model(
         steps: images in a row, >= 2.
         reach: whose mean and standard deviation a row spans: "aggregate" for the aggregate posterior's (where images
             really are), "prior" for the prior's (where samples come from).
-        cond: condition of ``x`` and the references, ``[E]``.
+        cond: condition of ``x``, ``[E]``.
+        reference_cond: condition of each reference ``[N, E]``; that of ``x`` by default.
 
     Returns:
         A picture, ready to be saved.
@@ -79,7 +81,8 @@ def traverse_model(
         raise ValueError(f"got num_dimensions={num_dimensions}, {len(references)} references; expected at least 1 each")
     if reach not in ("aggregate", "prior"):
         raise ValueError(f"got reach={reach!r}; expected 'aggregate' or 'prior'")
-    items = [{"x": image, "key": str(i), "cond": cond} for i, image in enumerate(references)]
+    conds = [cond] * len(references) if reference_cond is None else list(reference_cond)
+    items = [{"x": x, "key": str(i), "cond": c} for i, (x, c) in enumerate(zip(references, conds, strict=True))]
     with evaluating(model):
         encoded = encode_all(model, Chosen(items, list(range(len(items)))), device_of(model))
     order = order_by_kl(encoded.kl, len(encoded.centre))[:num_dimensions]

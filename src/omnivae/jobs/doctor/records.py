@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,7 @@ def _dimensions(curves: Mapping[str, Curve]) -> np.ndarray:
 @torch.no_grad()
 def _looked_at(record: Record) -> Record:
     from omnivae.data import load_data
+    from omnivae.jobs.conditions import needed_condition
     from omnivae.jobs.evaluate import load
 
     model: Any = None
@@ -261,19 +262,20 @@ def _looked_at(record: Record) -> Record:
     try:
         # Files were checked when the run started.
         data = replace(RunConfig.from_dict(record.config).data, verify="headers")
-        splits = load_data(data, value_range=model.value_range if model is not None else (-1.0, 1.0))
+        known = None if model is None else needed_condition(model)
+        value_range = model.value_range if model is not None else (-1.0, 1.0)
+        splits = load_data(data, value_range=value_range, condition=known)
         dataset = splits.val if len(splits.val) else splits.train
         items = [dataset[i] for i in range(min(LOOK_IMAGES, len(dataset)))]
     except (FileNotFoundError, ValueError, OSError, ImportError) as error:
         return replace(record, notes=(*notes, f"the images were not looked at: {error}"),
                        parameters=None if model is None else model.num_parameters())  # fmt: skip
-    value_range = tuple(splits.value_range) if model is None else tuple(model.value_range)
-    look = look_at(items, value_range, model)  # type: ignore[arg-type]
+    look = look_at(items, splits.value_range if model is None else model.value_range, model)
     return replace(record, look=look, notes=tuple(notes), parameters=None if model is None else model.num_parameters())
 
 
 @torch.no_grad()
-def look_at(items: list[Mapping[str, Any]], value_range: tuple[float, float], model: Any = None) -> Look:
+def look_at(items: Sequence[Mapping[str, Any]], value_range: tuple[float, float], model: Any = None) -> Look:
     """Measure a few images, and their reconstructions.
 
     Args:
@@ -297,9 +299,11 @@ def look_at(items: list[Mapping[str, Any]], value_range: tuple[float, float], mo
     saturated = variation = latent_size = None
     if model is not None:
         device = next(model.parameters()).device
-        decoded = [model.decode(model.encode(x[None].to(device)))[0].float().cpu() for x in xs]
+        conds = [None if item.get("cond") is None else item["cond"][None].to(device) for item in items]
+        posteriors = [model.encode(x[None].to(device), cond) for x, cond in zip(xs, conds, strict=True)]
+        decoded = [model.decode(posterior)[0].float().cpu() for posterior in posteriors]
         saturated = ends(decoded)
-        latent_size = model.encode(xs[0][None].to(device)).shape[1:].numel()
+        latent_size = posteriors[0].shape[1:].numel()
         if len({x.shape for x in xs}) == 1 and len(xs) > 1:
             spreads = [float(torch.stack(images).std(0).mean()) for images in (decoded, xs)]
             variation = spreads[0] / spreads[1] if spreads[1] > 0 else None
