@@ -9,6 +9,9 @@ import jsonargparse
 
 from omnivae.cli.parsing import make_parser, parse
 
+#: What a user may say to a conditional model.
+CONDITION = "for conditional models: a class, or name=value separated by commas"
+
 
 def _add_precision(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -37,6 +40,8 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
         default="stop",
         help="stop before the first result at a file that cannot be read or written, or leave it out with a warning",
     )
+    parser.add_argument("--cond", type=str | None, default=None, help=f"what the images are, {CONDITION}")
+    parser.add_argument("--to", type=str | None, default=None, help="what they are decoded as instead")
     _add_precision(parser)
     return parser
 
@@ -47,7 +52,13 @@ def reconstruct(argv: Sequence[str]) -> int:
 
     given = parse(reconstruct_parser(), argv)
     written = reconstruct_files(
-        given.model, given.files, given.output, on_error=given.on_error, precision=given.precision
+        given.model,
+        given.files,
+        given.output,
+        on_error=given.on_error,
+        cond=given.cond,
+        to=given.to,
+        precision=given.precision,
     )
     for path in written:
         print(path)
@@ -63,6 +74,9 @@ def sample_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=16, help="number of images")
     parser.add_argument(
         "--size", type=int, nargs=2, default=None, help="height and width; the training size by default"
+    )
+    parser.add_argument(
+        "--cond", type=str | None, default=None, help=f"what to draw, {CONDITION}; all: a row for each class"
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="multiplies the prior's standard deviation")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
@@ -84,6 +98,7 @@ def sample(argv: Sequence[str]) -> int:
             given.output,
             n=given.n,
             size=given.size,
+            cond=given.cond,
             temperature=given.temperature,
             seed=given.seed,
             precision=given.precision,
@@ -109,6 +124,8 @@ def interpolate_parser() -> jsonargparse.ArgumentParser:
         default="linear",
         help="line, great circle, or a row of each",
     )
+    parser.add_argument("--cond", type=str | None, default=None, help=f"what the first image is, {CONDITION}")
+    parser.add_argument("--to", type=str | None, default=None, help="what the second one is; the same by default")
     parser.add_argument("--output", type=str, default="interpolation.png", help="picture to write")
     _add_precision(parser)
     return parser
@@ -126,6 +143,8 @@ def interpolate(argv: Sequence[str]) -> int:
         given.output,
         steps=given.steps,
         mode=given.mode,
+        cond=given.cond,
+        to=given.to,
         precision=given.precision,
     )
     print(path)
@@ -143,6 +162,7 @@ def traverse_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--image", type=str, default=None, help="image to start from; the run's first test image by default"
     )
+    parser.add_argument("--cond", type=str | None, default=None, help=f"what the image is, {CONDITION}")
     parser.add_argument("--num_dimensions", type=int, default=10, help="rows of the picture")
     parser.add_argument("--span", type=float, default=3.0, help="standard deviations on each side")
     parser.add_argument(
@@ -167,11 +187,41 @@ def traverse(argv: Sequence[str]) -> int:
             given.model,
             given.output,
             image=given.image,
+            cond=given.cond,
             num_dimensions=given.num_dimensions,
             span=given.span,
             steps=given.steps,
             reach=given.reach,
             precision=given.precision,
+        )
+    )
+    return 0
+
+
+def transfer_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae transfer``."""
+    parser = make_parser(
+        "transfer",
+        "Decode images of a conditional model as something else: the same latent under other classes or attributes.",
+        "omnivae transfer runs/faces --to smiling=1 glasses=1 --output transfer.png",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument("--data.path", type=str | None, default=None, help="the images; the run's own by default")
+    parser.add_argument("--to", type=str, nargs="+", default=[], help=f"{CONDITION}; every class by default")
+    parser.add_argument("--n", type=int, default=8, help="number of images, one a row")
+    parser.add_argument("--output", type=str, default="transfer.png", help="picture to write")
+    _add_precision(parser)
+    return parser
+
+
+def transfer(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.look import transfer_images
+
+    given = parse(transfer_parser(), argv)
+    print(
+        transfer_images(
+            given.model, given.output, path=given.data.path, n=given.n, to=given.to, precision=given.precision
         )
     )
     return 0
@@ -205,5 +255,6 @@ PARSERS: dict[str, Callable[[], jsonargparse.ArgumentParser]] = {
     "sample": sample_parser,
     "interpolate": interpolate_parser,
     "traverse": traverse_parser,
+    "transfer": transfer_parser,
     "report": report_parser,
 }

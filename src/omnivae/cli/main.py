@@ -24,6 +24,7 @@ COMMANDS = {
     "interpolate": ("omnivae.cli.look", "walk between images through the latent"),
     "traverse": ("omnivae.cli.look", "vary one latent dimension at a time"),
     "arithmetic": ("omnivae.cli.latent", "add what two groups of images differ by to other images"),
+    "transfer": ("omnivae.cli.look", "decode images of a conditional model as something else"),
     "report": ("omnivae.cli.look", "write one self-contained HTML page about a model"),
     "doctor": ("omnivae.cli.doctor", "read a run's logs and say which option to change"),
     "replay": ("omnivae.cli.replay", "compute a training step that went bad again, and say why it did"),

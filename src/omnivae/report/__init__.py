@@ -2,7 +2,7 @@
 
 from omnivae.report.colours import to_pixels
 from omnivae.report.contact import contact_sheet
-from omnivae.report.figures import comparison_grid, image_grid, interpolation_grid, to_png, traversal_grid
+from omnivae.report.figures import class_grid, comparison_grid, image_grid, interpolation_grid, to_png, traversal_grid
 from omnivae.report.history import read_history
 from omnivae.report.html import write_report
 from omnivae.report.latent_ops import interpolate, reconstruct, traverse
