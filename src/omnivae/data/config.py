@@ -39,8 +39,9 @@ class DataConfig:
     Args:
         path: a folder, an image file, a table (CSV, TSV, Parquet) that lists or holds images, a folder or pattern of tar
             shards (``shards/train-{000..010}.tar``), a folder that Hugging Face's ``save_to_disk`` wrote, a data set of their
-            hub (``hf://user/name``), or a name: digits, photos and the worlds dsprites, shapes3d and moving_sprites are embedded; mnist, fashion-mnist, cifar10 need
-            ``download`` once. A bare name is the data set, ``./digits`` the folder.
+            hub (``hf://user/name``), or a name: digits, photos and the worlds dsprites, shapes3d and moving_sprites (also said
+            as ``--world``) are embedded; mnist, fashion-mnist, cifar10 need ``download`` once. A bare name is the data set,
+            ``./digits`` the folder.
         format: how to read ``path``; "auto" recognises MNIST's idx files, CIFAR-10's files, what ``save_to_disk`` wrote, and
             tar shards and tables with no image files beside them, and reads any other folder as image files.
         image_size: side in pixels of the square that is used: the shorter side is resized to it (antialiased bicubic)
