@@ -74,7 +74,13 @@ class Inference:
 
     @cached_property
     def kl_elements(self) -> Tensor | None:
-        """KL of each latent element in nats ``[B, C, *S]``, or ``None`` where it does not split into elements."""
+        """KL of each latent element in nats ``[B, C, *S]``, or ``None`` where it does not split into elements.
+
+        With several levels the KL of a level is averaged over ``num_samples_elbo`` samples of those above, and all levels
+        are packed into one tensor as in ``encode``.
+        """
+        if getattr(self.posterior, "num_levels", 1) > 1:
+            return self._kl_of_levels()
         if not isinstance(self.posterior, DiagonalGaussian):
             return None
         return kl_elements(self.posterior, self.prior)
@@ -132,6 +138,23 @@ class Inference:
             likelihoods.append(torch.cat(part_likelihoods))
             ratios.append(torch.cat(part_ratios))
         return torch.cat(likelihoods, dim=1), torch.cat(ratios, dim=1)
+
+    @torch.no_grad()
+    def _kl_of_levels(self) -> Tensor:
+        per_draw = min(self.num_samples_elbo, max(1, DECODE_BUDGET // self.x[0].numel()))
+        found = []
+        for index, key in enumerate(self.keys):
+            part = slice(index, index + 1)
+            cond = None if self.cond is None else self.cond[part]
+            total: Any = 0.0
+            with _seeded(key, self.seed, self.x.device):
+                for done in range(0, self.num_samples_elbo, per_draw):
+                    k = min(per_draw, self.num_samples_elbo - done)
+                    output = self.model(self.x[part], cond, num_samples=k, sample=True)
+                    levels = [kl_elements(latent.posterior, latent.prior) for latent in output.latents]
+                    total = total + k / self.num_samples_elbo * self.model.pack(levels)
+            found.append(total)
+        return torch.cat(found)
 
     def _general_terms(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Any posterior with a density, one image at a time: its own ``rsample`` under the image's seed."""

@@ -68,14 +68,16 @@ class LatentStatistics:
         """Take in one group.
 
         Args:
-            inference: the group; posteriors that are not Gaussian leave no trace.
+            inference: the group; posteriors that are not Gaussian, or levels of Gaussians, leave no trace.
             count: how many of its images, from the first on; all by default.
         """
         q = inference.posterior
-        if not isinstance(q, DiagonalGaussian):
+        if not isinstance(q, DiagonalGaussian) and getattr(q, "num_levels", 1) == 1:
             return
-        count = len(q.mean) if count is None else count
-        for mean in q.mean[:count].double().cpu():
+        # Of several levels, that is each one's given the means above.
+        means = q.mode()
+        count = len(means) if count is None else count
+        for mean in means[:count].double().cpu():
             shape = tuple(mean.shape)
             first, second = self._moments.setdefault(shape, (ExactSum(), ExactSum()))
             first.add(mean)

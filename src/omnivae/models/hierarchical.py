@@ -200,6 +200,21 @@ class HierarchicalVAE(VAE):
         params = params[(..., *(slice(0, n) for n in x.shape[2:]))]  # type: ignore[index]
         return self.likelihood_head(params).mean.clamp(*self.value_range)
 
+    def agreement(self, output: VAEOutput, x: Tensor) -> dict[str, Tensor]:
+        """Return how near the decoded modes of all levels are to the images: ``psnr`` in dB, the mean over images.
+
+        Args:
+            output: for these images.
+            x: ``[B, C, *S]``.
+
+        Returns:
+            Name to scalar.
+        """
+        low, high = self.value_range
+        mode = self.decode(self.encode(x))  # type: ignore[arg-type]
+        error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
+        return {"psnr": (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()}
+
     # -- all levels in one tensor
 
     def pack(self, levels: Sequence[Tensor]) -> Tensor:

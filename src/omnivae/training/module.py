@@ -11,24 +11,22 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from omnivae.distributions import kl_divergence, kl_elements
+from omnivae.distributions import kl_divergence
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
 from omnivae.training.codes import CodeWatch, followers
-from omnivae.training.collapse import LOOKS, information_of
+from omnivae.training.collapse import information_of, look_every
 from omnivae.training.config import TrainingConfig
 from omnivae.training.diagnosis import random_state, set_random_state
 from omnivae.training.distributed import gather, largest, noise_seed, several
 from omnivae.training.guard import Guard
 from omnivae.training.inputs import inspect_inputs
+from omnivae.training.levels import active_units, kl_by_dimension
 from omnivae.training.opponents import detached, has_opponent
 from omnivae.training.order import ValidationOrder
 from omnivae.training.world import world
 from omnivae.types import Batch, VAEOutput
 
 log = logging.getLogger(__name__)
-
-#: A unit is active when the variance of its posterior mean over images exceeds this (Burda et al., IWAE, 2016).
-ACTIVE_VARIANCE = 0.01
 
 
 class VAEModule(pl.LightningModule):
@@ -66,10 +64,10 @@ class VAEModule(pl.LightningModule):
         self.kl_per_dimension: Tensor | None = None
         #: Nats that each latent dimension carries about the image in the last batch that was looked at (see ``collapse``).
         self.information: Tensor | None = None
+        self.look_every = look_every(total_steps)
         self.followers = followers(vae)
         #: Counts codes over an epoch, or over a tenth of a run that has fewer than ten epochs.
         self.codes = CodeWatch(min(steps_per_epoch, max(1, total_steps // 10)))
-        self.look_every = max(1, total_steps // LOOKS)
         #: Looks at every step before its update is made.
         self.guard = Guard(self, config.on_nonfinite)
         self._parts: list[dict[str, Tensor | float]] = []
@@ -113,8 +111,8 @@ class VAEModule(pl.LightningModule):
         if (self.global_step + 1) % self.config.log_every == 0:
             self._diagnose(output, batch, "train", scalars)
         self.scalars = self._over_accumulation(scalars, batch_idx)
-        self.codes.add(output, "train")
         self.guard.note(total.detach(), output)
+        self.codes.add(output, "train")
         self.last_output = detached(output) if self._keep_output else None
         return total
 
@@ -185,13 +183,10 @@ class VAEModule(pl.LightningModule):
         scalars["val/total"] = total.detach()
         self._diagnose(output, batch, "val", scalars)
         x = batch["x"]
-        low, high = self.vae.value_range  # type: ignore[misc]
-        mode = self.vae.decode(output.latents[0].posterior)  # type: ignore[operator]
+        scalars |= {f"val/{name}": value for name, value in _agreement(self.vae, output, x).items()}
+        counts = self.validation_order is None or self.validation_order.counts(batch_idx)
         if counts:
             self.codes.add(output, "val")
-        error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
-        scalars["val/psnr"] = (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()
-        counts = self.validation_order is None or self.validation_order.counts(batch_idx)
         return {"scalars": scalars, "count": len(x) * counts}
 
     def _losses(
@@ -238,23 +233,25 @@ class VAEModule(pl.LightningModule):
         latents = [v for v in output.latents if v.prior is not None and v.log_q is not None]
         if latents:
             nll = -output.likelihood.log_prob(x).mean()
-            kl = torch.stack([kl_divergence(v.posterior, v.prior, z=v.z, log_q=v.log_q).mean() for v in latents]).sum()  # type: ignore[arg-type]
+            levels = [kl_divergence(v.posterior, v.prior, z=v.z, log_q=v.log_q).mean() for v in latents]  # type: ignore[arg-type]
+            kl = torch.stack(levels).sum()
             into[f"{split}/elbo"] = -(nll + kl)
-            into[f"{split}/bits_per_dim"] = (nll + kl) / (x[0].numel() * math.log(2))
+            into[f"{split}/bits_per_dim"] = (nll + kl) / (_num_values(self.vae, x) * math.log(2))
             into[f"{split}/kl_nats"] = kl
-            elements = kl_elements(latents[0].posterior, latents[0].prior)  # type: ignore[arg-type]
-            if elements is not None:
-                # One number a channel: positions of a spatial latent share it.
-                self.kl_per_dimension = elements.flatten(2).sum(2).mean(0) if elements.ndim > 2 else elements.mean(0)
+            if len(levels) > 1:
+                into |= {f"{split}/kl_level{level}": value for level, value in enumerate(levels)}
+            dimensions = [kl_by_dimension(latent) for latent in latents]
+            if all(found is not None for found in dimensions):
+                # Levels one after the other, the top one first.
+                self.kl_per_dimension = torch.cat(dimensions)  # type: ignore[arg-type]
         information = information_of(output)
         if information is not None:
             into[f"{split}/information"] = information.sum()
-        mean = getattr(output.latents[0].posterior, "mean", None)
-        if mean is not None and (len(mean) > 1 or (split == "train" and several())):
-            # A unit is a dimension of a vector, or a channel: its variance over images, averaged over positions.
-            variance = _joint_variance(mean) if split == "train" and several() else mean.var(0)
-            variance = variance.reshape(mean.shape[1], -1).mean(1)
-            into[f"{split}/active_units"] = (variance > ACTIVE_VARIANCE).sum()
+        units = [active_units(latent, joint=split == "train" and several()) for latent in output.latents]
+        if all(found is not None for found in units):
+            into[f"{split}/active_units"] = torch.stack(units).sum()  # type: ignore[arg-type]
+            if len(units) > 1:
+                into |= {f"{split}/active_units_level{level}": value for level, value in enumerate(units)}
 
     def _freeze_statistics(self) -> None:
         # A frozen part must not drift through its normalisation statistics either.
@@ -292,21 +289,21 @@ class VAEModule(pl.LightningModule):
             self.scalars["train/grad_norm"] = norm
         rate = self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
         if self.guard.verdict(norm, rate):
-            for follower in self.followers:
-                follower.commit()
             self.guard.passed(self.global_step, float(self.scalars.get("train/total", math.nan)))
             for follower in self.followers:
-                follower.discard()
+                follower.commit()
         else:
+            for follower in self.followers:
+                follower.discard()
             # An optimiser leaves parameters without gradients alone, and their moments.
             for parameter in self.parameters():
                 parameter.grad = None
             self.scalars["train/grad_norm"] = math.nan
             self.last_output = None
         if self.config.on_nonfinite == "skip":
+            self.scalars["train/skipped_updates"] = self.guard.skipped
         done = self.global_step + 1
         self.scalars |= self.codes.step_done(done, done >= self.total_steps)
-            self.scalars["train/skipped_updates"] = self.guard.skipped
 
     def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         """Return the norm of all gradients together."""
@@ -362,15 +359,15 @@ class VAEModule(pl.LightningModule):
         # A run that is extended continues: "this was the last batch" only held for the steps asked for then.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint["rng"] = gather(random_state())
-        checkpoint["codes"] = self.codes.state()
         checkpoint["skipped_updates"] = self.guard.skipped
+        checkpoint["codes"] = self.codes.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the generators' state; it is set when training starts, after everything else has drawn from them."""
         self._rng = checkpoint["rng"]
+        self.guard.skipped = checkpoint.get("skipped_updates", 0)
         if world().rank == 0:
             self.codes.restore(checkpoint.get("codes", []))
-        self.guard.skipped = checkpoint.get("skipped_updates", 0)
 
     def on_train_start(self) -> None:
         """Continue the random stream of the interrupted run, or start one: each process has its own."""
@@ -391,12 +388,19 @@ class _FailedElsewhere(Exception):
     """Another process could not compute its share of the batch, so the whole batch is left out."""
 
 
-def _joint_variance(values: Tensor) -> Tensor:
-    """Return the unbiased variance over the first axis of all processes' values, as many in each."""
-    sums = torch.stack([values.double().sum(0), values.double().square().sum(0)])
-    torch.distributed.all_reduce(sums)
-    count = len(values) * torch.distributed.get_world_size()
-    return ((sums[1] - sums[0].square() / count) / (count - 1)).clamp(min=0).to(values.dtype)
+def _num_values(vae: Any, x: Tensor) -> float:
+    """Return how many values a sample has: those of an image; a model of sentences counts its tokens."""
+    return float(vae.num_values(x)) if hasattr(vae, "num_values") else float(x[0].numel())
+
+
+def _agreement(vae: Any, output: VAEOutput, x: Tensor) -> dict[str, Tensor]:
+    """Return how near the decoded modes of the posterior are to the batch: PSNR in dB, unless the model has its own."""
+    if hasattr(vae, "agreement"):
+        return vae.agreement(output, x)
+    low, high = vae.value_range
+    mode = vae.decode(output.latents[0].posterior)
+    error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
+    return {"psnr": (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()}
 
 
 def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
