@@ -12,11 +12,12 @@ import omnivae
 ROOT = Path(omnivae.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-BASE = {"types", "component", "files"}
+BASE = {"types", "component", "files", "tokens"}
 #: What each package may import from omnivae besides itself; ``similarity`` is at the level of ``distributions``.
 ALLOWED = {
     "types": set(),
     "component": set(),
+    "tokens": {"component"},
     "files": set(),
     "distributions": {"types"},
     "similarity": {"types", "distributions"},
@@ -31,7 +32,7 @@ ALLOWED = {
     # the diagnostics logged while training need the one KL function
     "training": BASE | {"losses", "metrics", "distributions"},
     "diffusion": BASE | {"networks"},
-    "recipes": {"component", "networks", "posteriors", "priors", "likelihoods", "models"},
+    "recipes": {"component", "tokens", "networks", "posteriors", "priors", "likelihoods", "models"},
     "hub": {"component", "networks", "posteriors", "priors", "likelihoods", "models", "diffusion"},
     "report": {"types", "metrics"},
 }

@@ -27,12 +27,13 @@ NAMES = words("""
     autoencoder fsq_vae full_covariance_vae lfq_vae residual_vq_vae vq_vae
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
-    c_vae
+    c_vae text_vae
 """)
 
 TRAIN = words("""
     accept_changes checkpoint
     config data.binarize data.channels data.flip data.format data.image_size data.limit data.num_workers data.path
+    data.tokens data.lowercase data.max_length data.min_count data.max_vocabulary data.text_column
     data.random_crop data.cond data.labels_per_class data.labelled_share
     data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
     data.on_error data.pages_as_channels data.resolutions data.verify data.split_seed
@@ -53,7 +54,8 @@ TRAIN = words("""
     losses.mse.per_element losses.mse.weight losses.nll.num_samples losses.nll.per_element losses.nll.weight
     losses.vf.adaptive losses.vf.margin_cosine losses.vf.margin_distance losses.vf.model losses.vf.value_range
     losses.vf.weight losses.vf.weights_path output report training.accumulate training.batch_size training.betas
-    training.channels_last training.checkpoint_every training.compile training.devices training.draw_every
+    training.channels_last training.checkpoint_every training.compile training.corrupt training.corrupt_strength
+    training.devices training.draw_every
     training.ema training.freeze training.gradient_checkpointing training.gradient_clip
     training.gradient_clip_algorithm training.learning_rate training.log_every training.max_steps
     training.num_epochs training.num_nodes training.on_nonfinite training.optimizer
@@ -62,6 +64,10 @@ TRAIN = words("""
 """)
 
 RECIPE_ARGUMENTS = {
+    "text_vae": """
+        cell decoder_layers embedding_dim encoder_layers hidden latent_dim lowercase max_length recipe tied tokens vocabulary
+        word_dropout
+    """,
     "flow_vae": """
         channels dim flow image_size in_channels latent_dim likelihood num_flows recipe value_range
     """,
@@ -167,9 +173,14 @@ OPTIONS = {
     """,
     "compare": "bootstrap common flips json metrics png seed",
     "reconstruct": "on_error output precision",
-    "sample": "n output precision seed size temperature",
+    "sample": "levels n output precision seed size temperature",
     "interpolate": "mode output precision steps",
     "traverse": "image num_dimensions output precision reach span steps",
+    "anomaly": """
+        data.limit data.path normal normal_label num_samples_nll num_worst output precision rate scores seed
+    """,
+    "denoise": "clean data.limit data.path output precision seed",
+    "impute": "mask method num_samples output precision seed",
     "arithmetic": "data.path minus minus_label output plus plus_label precision strengths to",
     "report": "data.path output",
     "replay": "",
@@ -188,7 +199,10 @@ POSITIONALS = {
     "sample": "model",
     "interpolate": "model first second",
     "traverse": "model",
+    "anomaly": "model",
     "arithmetic": "model",
+    "denoise": "model files",
+    "impute": "model files",
     "report": "model",
     "replay": "record",
     "demo": "",

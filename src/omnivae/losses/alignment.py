@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnivae.losses.adaptive import AdaptiveLoss, pixel_parameters
-from omnivae.losses.base import Weight
+from omnivae.losses.base import Refusal, Weight
 from omnivae.losses.frozen import FrozenFeatures, as_rgb, load_exactly, read_weights
 from omnivae.types import Batch, VAEOutput
 
@@ -41,6 +41,7 @@ class VF(AdaptiveLoss):
     """
 
     name = "vf"
+    needs = frozenset({"pixels", "one latent"})
     through_decoder = True
     largest = 1e8
 
@@ -79,9 +80,10 @@ class VF(AdaptiveLoss):
             ValueError: for anything but 2-D images with a 2-D latent.
         """
         if dim != 2 or latent_axes != 2 or in_channels not in (1, 3):
-            raise ValueError(
+            raise Refusal(
                 f"the loss 'vf' aligns a 2-D latent with features of images of 1 or 3 channels; this model has {in_channels} "
-                f"channels, {dim} image axes and {latent_axes} latent axes: drop 'vf', or use a model such as transvae"
+                f"channels, {dim} image axes and {latent_axes} latent axes",
+                ("drop 'vf'", "use a model such as transvae"),
             )
         if self.projection is None or self.projection.in_channels != latent_dim:
             self.projection = nn.Conv2d(latent_dim, int(self.features.network.num_features), 1, bias=False)  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ class LPIPS(Loss):
     """
 
     name = "lpips"
+    needs = frozenset({"pixels"})
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class LPIPS(Loss):
         self.network = network
         self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
         self.features = FrozenFeatures(lpips_network(network, weights_path))
+        self.least_size = BACKBONES[network][1]
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
         reconstruction, target = compared_images(self.name, output, batch)

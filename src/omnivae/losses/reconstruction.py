@@ -21,6 +21,7 @@ class L1(Loss):
     """
 
     name = "l1"
+    needs = frozenset({"pixels"})
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
         return self.reduce(_sum(_error(output, batch).abs(), batch), event_size(batch["x"]))
@@ -35,6 +36,7 @@ class MSE(Loss):
     """
 
     name = "mse"
+    needs = frozenset({"pixels"})
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
         return self.reduce(_sum(_error(output, batch).square(), batch), event_size(batch["x"]))
@@ -51,6 +53,7 @@ class MSSSIM(Loss):
     """
 
     name = "ms_ssim"
+    needs = frozenset({"pixels"})
 
     def __init__(self, weight: Weight = 1.0, value_range: Sequence[float] | None = None) -> None:
         super().__init__(weight)

@@ -2,6 +2,7 @@
 
 from omnivae.models.hierarchical import HierarchicalVAE
 from omnivae.models.text import TextVAE
+from omnivae.models.semi_supervised import SemiSupervisedVAE
 from omnivae.models.vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "TextVAE"]
+__all__ = ["VAE", "HierarchicalVAE", "SemiSupervisedVAE", "TextVAE"]

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from omnivae.component import Component
 from omnivae.distributions import DiagonalGaussian, unwhiten, whiten
 from omnivae.models.conditions import agreed_cond_dim
+from omnivae.models.drawing import draw
 from omnivae.models.storage import load_model, save_model
 from omnivae.types import Latent, Network, VAEOutput
 
@@ -44,8 +45,7 @@ class VAE(nn.Module, Component):
         torch.Size([2, 1, 28, 28])
     """
 
-    #: Whether it is of images; losses and metrics of pixels apply to no other.
-    pixels: bool = True
+    pixels: bool = True  #: losses and metrics of pixels apply
 
     def __init__(
         self,
@@ -235,6 +235,7 @@ class VAE(nn.Module, Component):
         size: Sequence[int] | None = None,
         cond: Tensor | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw images: z from the prior, then the mean of p(x|z).
@@ -244,7 +245,8 @@ class VAE(nn.Module, Component):
             size: their spatial size; needed where the latent is spatial and the model does not know its training size.
             cond: condition, ``[n, E]``.
             temperature: multiplies the prior's standard deviation; of a mixture that of every component, of a flow that of
-                its base.
+                its base; divides the logits of a prior over codes.
+            top_k: draw from the likeliest so many codes at each step; for priors over codes.
             generator: source of randomness on the CPU, for samples that do not depend on the global seed.
 
         Returns:
@@ -255,8 +257,8 @@ class VAE(nn.Module, Component):
         """
         if self.prior is None:
             raise ValueError(
-                f"this model has no prior to sample from: its {type(self.posterior).__name__} has no density. Reconstruct images "
-                "with it, or train a model with a gaussian posterior"
+                f"this model has no prior to sample from: its {type(self.posterior).__name__} has no density. "
+                + self._without_prior
             )
         size = size or self.image_size or self.statistics.get("image_size")
         if size is None:
@@ -267,18 +269,7 @@ class VAE(nn.Module, Component):
             raise ValueError(f"got n={n} and size={tuple(size)}; expected at least one image of at least one pixel")
         shape = torch.Size((n, self.latent_dim, *self.latent_size(size)))
         prior = self.prior(shape, self.encode, cond)
-        if generator is None:
-            z = _draw(prior, temperature)
-        else:
-            # torch distributions take no generator: draw a seed from it and leave the global state untouched.
-            device = next((p.device for p in self.parameters()), torch.device("cpu"))
-            seed = int(torch.randint(2**62, (1,), generator=generator))
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                if device.type == "cuda":
-                    torch.cuda.manual_seed(seed)
-                else:
-                    torch.default_generator.manual_seed(seed)
-                z = _draw(prior, temperature)
+        z = draw(self, prior, temperature, top_k=top_k, generator=generator)
         return self.decode(z, cond, size=size).clamp(*self.value_range)
 
     # -- three names for the stages of a latent: pixels, raw latents (what encode and decode speak), whitened latents
@@ -309,27 +300,6 @@ class VAE(nn.Module, Component):
             The same shape.
         """
         return unwhiten(z, self._latent_statistics(), axis=self._channel_axis(z), kind=kind)
-
-    # -- what training and evaluation ask of a model
-
-    def num_values(self, x: Tensor) -> float:
-        """Return how many values a sample of ``x [B, C, *S]`` has."""
-        return float(x[0].numel())
-
-    def agreement(self, output: VAEOutput, x: Tensor) -> dict[str, Tensor]:
-        """Return how near the decoded modes of the posterior are to the images: ``psnr`` in dB, the mean over images.
-
-        Args:
-            output: for these images.
-            x: ``[B, C, *S]``.
-
-        Returns:
-            Name to scalar.
-        """
-        low, high = self.value_range
-        mode = self.decode(output.latents[0].posterior)  # type: ignore[arg-type]
-        error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
-        return {"psnr": (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()}
 
     # -- convenience
 
@@ -392,6 +362,12 @@ class VAE(nn.Module, Component):
     def _pixel_parameters(self, z: Tensor, cond: Tensor | None) -> Tensor:
         """Return the likelihood's parameters for latents ``[B, C, *S]``."""
         return self.decoder(_cast(z, self.decoder), cond)
+
+    @property
+    def _without_prior(self) -> str:
+        if "indices" in self.posterior.provides:  # type: ignore[operator]
+            return "Train a prior over its codes with `omnivae prior RUN`, or reconstruct images with it"
+        return "Reconstruct images with it, or train a model with a gaussian posterior"
 
     @property
     def _latent_ndim(self) -> int:
@@ -483,13 +459,6 @@ def _cast(x: Tensor, network: Any) -> Tensor:
     if parameter is None or torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(parameter.dtype)
-
-
-def _draw(prior: Distribution, temperature: float) -> Tensor:
-    # A density that is not one bell says for itself what a temperature does to it.
-    if hasattr(prior, "sample_at"):
-        return prior.sample_at(temperature)
-    return prior.mean + temperature * (prior.sample() - prior.mean)
 
 
 def _readable(x: Tensor) -> bool:

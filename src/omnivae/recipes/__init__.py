@@ -1,7 +1,7 @@
 """Recipes: typed functions that compose a published model, and the only place with papers' numbers."""
 
 from omnivae.recipes.baselines import cnn_vae, vit_vae
-from omnivae.recipes.conditional import c_vae
+from omnivae.recipes.conditional import c_vae, m2_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
 from omnivae.recipes.flows import flow_prior_vae, flow_vae, iaf_vae
@@ -21,6 +21,7 @@ from omnivae.recipes.objectives import (
 )
 from omnivae.recipes.posteriors import autoencoder, fsq_vae, full_covariance_vae, lfq_vae, residual_vq_vae, vq_vae
 from omnivae.recipes.priors import mixture_vae, vamp_vae
+from omnivae.recipes.text import text_vae
 from omnivae.recipes.transvae import TransVAE
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "mixture_vae",
     "residual_vq_vae",
     "swin_vae",
+    "text_vae",
     "vamp_vae",
     "vit_vae",
     "vq_vae",

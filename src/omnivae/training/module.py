@@ -15,7 +15,9 @@ from omnivae.distributions import kl_divergence
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
 from omnivae.training.codes import CodeWatch, followers
 from omnivae.training.collapse import information_of, look_every
+from omnivae.training.combinations import check
 from omnivae.training.config import TrainingConfig
+from omnivae.training.corruption import Corruption
 from omnivae.training.diagnosis import random_state, set_random_state
 from omnivae.training.distributed import gather, largest, noise_seed, several
 from omnivae.training.guard import Guard
@@ -55,6 +57,7 @@ class VAEModule(pl.LightningModule):
         self.vae = vae
         self.losses = nn.ModuleDict(losses)
         self.config = config
+        self.corruption = Corruption(config.corrupt, config.corrupt_strength)
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.num_samples = max([loss.num_samples for loss in losses.values()], default=1)
@@ -193,6 +196,7 @@ class VAEModule(pl.LightningModule):
         self, batch: Batch, step: int, sample: bool | None = None, *, joint: bool = False
     ) -> tuple[Tensor, VAEOutput, dict[str, Tensor | float]]:
         # ``joint``: every process computes its share of the same batch now, so they can work out numbers together.
+        batch = self.corruption(batch, self.vae.value_range)  # type: ignore[arg-type]
         x = batch["x"]
         if self.channels_last:
             x = x.to(memory_format=_layout(self.vae.dim))  # type: ignore[call-overload, arg-type]
@@ -401,38 +405,6 @@ def _agreement(vae: Any, output: VAEOutput, x: Tensor) -> dict[str, Tensor]:
     mode = vae.decode(output.latents[0].posterior)
     error = (mode.float().clamp(low, high) - x.float()).square().flatten(1).mean(1)
     return {"psnr": (10 * torch.log10((high - low) ** 2 / error.clamp(min=1e-12))).mean()}
-
-
-def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
-    """Refuse combinations of model and losses that make no sense, before anything is computed.
-
-    Args:
-        vae: the model.
-        losses: name to loss.
-
-    Raises:
-        ValueError: names the loss, the missing property and two valid alternatives.
-    """
-    if not losses:
-        raise ValueError("there is no loss to train on; name at least one, such as nll and kl, or l1 and kl")
-    provides: frozenset[str] = getattr(vae.posterior, "provides", frozenset())
-    for name, loss in losses.items():
-        missing = loss.needs - provides
-        if missing:
-            # What no Gaussian has either is a term of one kind of posterior.
-            other = "a gaussian posterior" if missing <= {"density", "diagonal"} else "a model whose posterior has it"
-            raise ValueError(
-                f"the loss {name!r} needs a posterior with {', '.join(sorted(missing))}, which {type(vae.posterior).__name__} "
-                f"does not have: drop {name!r}, or use {other}"
-            )
-        if getattr(loss, "value_range", False) is None:
-            loss.value_range = vae.value_range  # type: ignore[assignment]
-    balanced = [name for name, loss in losses.items() if isinstance(loss, AdaptiveLoss) and loss.adaptive]
-    if len(balanced) == len(losses):
-        raise ValueError(
-            f"the adaptive weight of {balanced[0]!r} is relative to losses on the reconstruction, and there is none: add l1 or "
-            f"nll, or set losses.{balanced[0]}.adaptive to false"
-        )
 
 
 def build(vae: nn.Module, losses: Mapping[str, Loss], *, seed: int) -> None:

@@ -1,0 +1,149 @@
+"""Which losses go with which model, and with each other: refused before training, with two things to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from omnivae.losses import AdaptiveLoss, Loss, Refusal
+
+#: What every Gaussian posterior has; the rest are terms of one kind of posterior.
+OF_A_GAUSSIAN = frozenset({"density", "diagonal"})
+#: Properties of a model beyond what its posterior provides.
+OF_A_MODEL = frozenset({"pixels", "prior", "independent prior", "kl of each element", "vector latent", "one latent"})
+
+
+def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
+    """Refuse combinations of model and losses that make no sense, before anything is computed.
+
+    Args:
+        vae: the model.
+        losses: name to loss; those that need to know the value range are told the model's.
+
+    Raises:
+        ValueError: names the loss, the missing property and two valid alternatives.
+    """
+    if not losses:
+        raise ValueError("there is no loss to train on; name at least one, such as nll and kl, or l1 and kl")
+    have = properties(vae)
+    for name, loss in losses.items():
+        missing = loss.needs - have
+        if missing:
+            raise _refusal(name, loss, missing, vae, have)
+        if getattr(loss, "value_range", False) is None:
+            loss.value_range = vae.value_range  # type: ignore[assignment]
+    _check_together(losses)
+
+
+def check_size(losses: Mapping[str, Loss], size: Sequence[int]) -> None:
+    """Refuse images that are too small for a loss.
+
+    Args:
+        losses: name to loss, built.
+        size: spatial size of the smallest images; empty for sentences.
+
+    Raises:
+        ValueError: names the loss and two valid alternatives.
+    """
+    for name, loss in losses.items():
+        if min(size, default=loss.least_size) < loss.least_size:
+            shown = "x".join(str(n) for n in size)
+            raise Refusal(
+                f"got images of {shown}; the loss {name!r} needs at least {loss.least_size} along each axis",
+                (f"resize them (data.image_size) or {loss.smaller}" if loss.smaller else "resize them (data.image_size)",
+                 f"add --losses.{name}.weight 0 to train without it"),
+            )  # fmt: skip
+
+
+def properties(vae: nn.Module) -> frozenset[str]:
+    """Return what a loss may need of a model: what the posterior provides, and which prior and latent there are.
+
+    Args:
+        vae: the model.
+
+    Returns:
+        Words that :attr:`Loss.needs` uses.
+
+    Example:
+        >>> import omnivae
+        >>> sorted(properties(omnivae.conv_vae(channels=(4,), image_size=8)))
+        ['density', 'diagonal', 'independent prior', 'kl of each element', 'one latent', 'pixels', 'prior', 'vector latent']
+    """
+    have = set(getattr(vae.posterior, "provides", frozenset()))
+    have |= {"pixels"} if getattr(vae, "pixels", True) else set()
+    # Of several levels each has its prior, which the levels above decide.
+    levels = getattr(vae, "num_levels", 1)
+    prior = getattr(vae, "prior", None)
+    have |= {"prior"} if prior is not None or levels > 1 else set()
+    have |= {"independent prior"} if getattr(prior, "independent", False) or levels > 1 else set()
+    have |= {"kl of each element"} if "independent prior" in have and ("diagonal" in have or levels > 1) else set()
+    have |= {"one latent"} if levels == 1 else set()
+    have |= {"vector latent"} if vae.image_size is not None and levels == 1 else set()
+    return frozenset(have)
+
+
+def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, have: frozenset[str]) -> Refusal:
+    """Return what to say: the posterior comes first, because nothing else matters without its density."""
+    if "pixels" in missing:
+        return Refusal(
+            f"the loss {name!r} compares pixels, and this {type(vae).__name__} reads sentences",
+            ("use nll, or iwae in the place of nll and kl", "train a model of images"),
+        )
+    of_posterior = sorted(missing - OF_A_MODEL)
+    if of_posterior:
+        problem = (
+            f"the loss {name!r} needs a posterior with {', '.join(of_posterior)}, which {type(vae.posterior).__name__} does not "
+            "have"
+        )
+        other = "a gaussian posterior" if set(of_posterior) <= OF_A_GAUSSIAN else "a model whose posterior has it"
+        return Refusal(problem, (loss.instead.get(of_posterior[0], f"drop {name!r}"), f"use {other}"))
+    # What does a similar thing with less: only losses that this very model can be trained on.
+    near = [
+        other
+        for other, needed in (("kl", {"density"}), ("mmd", {"prior", "one latent"}))
+        if needed <= have and other != name
+    ]
+    drop = f"use {' or '.join(near)} in its place" if near else f"drop {name!r}"
+    if "prior" in missing:
+        return Refusal(
+            f"the loss {name!r} compares codes with samples of the prior, and this model has none",
+            (f"drop {name!r}", "use a gaussian posterior"),
+        )
+    if "one latent" in missing:
+        return Refusal(
+            f"the loss {name!r} judges one latent, this model has {getattr(vae, 'num_levels', 1)}",
+            (loss.instead.get("one latent", drop), "use a model with one latent, such as conv_vae"),
+        )
+    if "vector latent" in missing:
+        return Refusal(
+            f"the loss {name!r} is about the dimensions of a vector latent, and this model's has {vae.dim} spatial axes",
+            (drop, "use a model with a vector latent, such as conv_vae"),
+        )
+    if "kl of each element" in missing:
+        return Refusal(
+            f"the loss {name!r} needs a KL divergence that splits into latent elements, and that of "
+            f"{type(vae.posterior).__name__} and {type(vae.prior).__name__} does not",
+            (loss.instead.get("kl of each element", drop), "use a gaussian posterior with the standard normal prior"),
+        )
+    return Refusal(
+        f"the loss {name!r} needs a prior whose dimensions are independent, which {type(vae.prior).__name__} is not",
+        (loss.instead.get("independent prior", drop), "use the standard normal prior"),
+    )
+
+
+def _check_together(losses: Mapping[str, Loss]) -> None:
+    balanced = [name for name, loss in losses.items() if isinstance(loss, AdaptiveLoss) and loss.adaptive]
+    if len(balanced) == len(losses):
+        raise Refusal(
+            f"the adaptive weight of {balanced[0]!r} is relative to losses on the reconstruction, and there is none",
+            ("add l1 or nll", f"set losses.{balanced[0]}.adaptive to false"),
+        )
+    for name, loss in losses.items():
+        twice = sorted(set(losses) & loss.replaces)
+        if twice:
+            raise Refusal(
+                f"the loss {name!r} stands in the place of {' and '.join(sorted(loss.replaces))}, and {' and '.join(twice)} "
+                f"{'is' if len(twice) == 1 else 'are'} beside it, which counts the same thing twice",
+                (f"drop {' and '.join(repr(n) for n in twice)}", loss.instead.get("together", f"drop {name!r}")),
+            )
