@@ -175,5 +175,5 @@ def test_what_dip_cannot_do_is_refused():
         DIP(diagonal=math.nan)
     with pytest.raises(ValueError, match=r"training\.batch_size"):
         DIP()(output_of(torch.zeros(1, 2)), {"x": torch.zeros(1, 1)})
-    with pytest.raises(ValueError, match="use kl or mmd in its place, or a model with a vector latent"):
+    with pytest.raises(ValueError, match="use kl or mmd in its place, or use a model with a vector latent"):
         DIP().build(in_channels=1, latent_dim=2, dim=2, latent_axes=2)

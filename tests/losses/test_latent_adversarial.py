@@ -210,7 +210,7 @@ def test_training_moves_both_sides_and_their_losses_are_logged(cls, tmp_path):
 def test_what_they_cannot_do_is_refused(cls):
     with pytest.raises(ValueError, match="call build"):
         cls()(output_of(torch.randn(6, 3)), BATCH)
-    with pytest.raises(ValueError, match="use kl or mmd in its place, or a model with a vector latent"):
+    with pytest.raises(ValueError, match="use kl or mmd in its place, or use a model with a vector latent"):
         cls().build(in_channels=1, latent_dim=3, dim=2, latent_axes=2)
     for arguments in ({"width": 0}, {"depth": 0}, {"discriminator_learning_rate": math.inf}):
         with pytest.raises(ValueError, match=next(iter(arguments))):

@@ -207,7 +207,7 @@ def test_what_the_estimators_cannot_do_is_refused():
         decompose(Latent(latent.posterior, mixture, latent.z, latent.log_q), 9)
     spatial = DiagonalGaussian(torch.zeros(3, 2, 4), torch.zeros(3, 2, 4))
     z, log_q = spatial.rsample()
-    with pytest.raises(ValueError, match="use kl or mmd in its place, or a model with a vector latent"):
+    with pytest.raises(ValueError, match="use kl or mmd in its place, or use a model with a vector latent"):
         decompose(Latent(spatial, Independent(Normal(torch.zeros(3, 2, 4), 1.0), 2), z, log_q), 9)
 
 

@@ -11,7 +11,7 @@ from omnivae.losses import GAN, KL, L1, NLL, VF
 from omnivae.models import VAE
 from omnivae.recipes import conv_vae
 from omnivae.training import TrainingConfig, VAEModule, fit
-from omnivae.training.module import check
+from omnivae.training.combinations import check
 from omnivae.training.opponents import Opponents, average_over_processes, detached
 
 

@@ -3,7 +3,7 @@
 from omnivae.losses.adaptive import AdaptiveLoss, pixel_parameters, reconstruction_gradient
 from omnivae.losses.adversarial import GAN
 from omnivae.losses.alignment import VF
-from omnivae.losses.base import Loss, loss_classes
+from omnivae.losses.base import Loss, Refusal, loss_classes
 from omnivae.losses.bounds import IWAE
 from omnivae.losses.disentanglement import DIP, TC, Decomposition, decompose
 from omnivae.losses.divergences import MMD, mmd
@@ -47,6 +47,7 @@ __all__ = [
     "LinearSchedule",
     "Loss",
     "Penalty",
+    "Refusal",
     "Schedule",
     "decompose",
     "loss_classes",

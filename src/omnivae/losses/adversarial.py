@@ -45,6 +45,7 @@ class GAN(AdaptiveLoss):
     """
 
     name = "gan"
+    needs = frozenset({"pixels"})
 
     def __init__(
         self,
@@ -72,6 +73,8 @@ class GAN(AdaptiveLoss):
         self.opponent_learning_rate = discriminator_learning_rate
         self.objective: Objective = loss
         self.opponent: PatchDiscriminator | None = None
+        self.least_size = 3 * 2**num_layers
+        self.smaller = "lower losses.gan.num_layers"
 
     @property
     def active(self) -> bool:

@@ -8,6 +8,8 @@ everything" losses of other code bases are spelt here. The weight, a number or a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +19,23 @@ from omnivae.losses.schedules import Schedule, value_at
 from omnivae.types import Batch, VAEOutput
 
 Weight = float | Schedule | dict[str, Any]
+
+
+class Refusal(ValueError):
+    """A combination that makes no sense.
+
+    Args:
+        problem: the loss, and what it misses.
+        alternatives: two things to do, each of which works.
+
+    Example:
+        >>> str(Refusal("the loss 'kl' needs a density", ("drop 'kl'", "use a gaussian posterior")))
+        "the loss 'kl' needs a density: drop 'kl', or use a gaussian posterior"
+    """
+
+    def __init__(self, problem: str, alternatives: tuple[str, str]) -> None:
+        super().__init__(f"{problem}: {alternatives[0]}, or {alternatives[1]}")
+        self.alternatives = alternatives
 
 
 class Loss(nn.Module, Component):
@@ -30,7 +49,12 @@ class Loss(nn.Module, Component):
     Attributes:
         name: key in the ``losses`` section of a configuration.
         num_samples: posterior samples K that the loss asks for.
-        needs: what the posterior must provide: "density", "diagonal", "indices".
+        needs: what the model must have: what its posterior provides ("density", "diagonal", "indices", or the name of a
+            penalty), "prior", "independent prior" (in its dimensions), "kl of each element", "vector latent", "one latent".
+        instead: property that is missing -> the setting to change, where dropping the loss is not the first thing to do.
+        replaces: losses that this one stands in the place of.
+        least_size: least number of pixels along each axis of an image.
+        smaller: the setting that lowers ``least_size``, in words.
         step: optimiser steps so far, set by the trainer.
         epoch: epochs so far, set by the trainer.
     """
@@ -40,6 +64,10 @@ class Loss(nn.Module, Component):
     name: str = ""
     num_samples: int = 1
     needs: frozenset[str] = frozenset()
+    instead: Mapping[str, str] = MappingProxyType({})
+    replaces: frozenset[str] = frozenset()
+    least_size: int = 1
+    smaller: str = ""
     step: int = 0
     epoch: float = 0.0
 

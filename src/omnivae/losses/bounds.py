@@ -10,6 +10,7 @@ Shapes: T samples for each image, in M groups of K = T / M.
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -52,6 +53,14 @@ class IWAE(Loss):
 
     name = "iwae"
     needs = frozenset({"density"})
+    replaces = frozenset({"nll", "kl", "tc"})
+    instead = MappingProxyType(
+        {
+            "diagonal": "set losses.iwae.gradient to standard",
+            "one latent": "set losses.iwae.gradient to standard",
+            "together": "drop 'iwae' and mix it with the ELBO by losses.iwae.elbo_share where that is what you want",
+        }
+    )
 
     def __init__(
         self,
@@ -77,7 +86,7 @@ class IWAE(Loss):
         self.num_samples, self.num_bounds, self.elbo_share = num_samples, num_bounds, elbo_share
         self.gradient: Gradient = gradient
         if gradient == "dreg":
-            self.needs = self.needs | {"diagonal"}
+            self.needs = self.needs | {"diagonal", "one latent"}
 
     @property
     def inside(self) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from omnivae.distributions import DiagonalGaussian
-from omnivae.losses.base import Loss, Weight
+from omnivae.losses.base import Loss, Refusal, Weight
 from omnivae.types import Batch, Latent, VAEOutput
 
 Estimator = Literal["stratified", "weighted"]
@@ -59,7 +60,8 @@ class TC(Loss):
     """
 
     name = "tc"
-    needs = frozenset({"density", "diagonal"})
+    needs = frozenset({"density", "diagonal", "independent prior", "vector latent"})
+    instead = MappingProxyType({"together": "set losses.tc.alpha and losses.tc.gamma to 0, so that it adds to the kl"})
 
     def __init__(
         self,
@@ -82,6 +84,8 @@ class TC(Loss):
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.dataset_size = dataset_size
         self.estimator: Estimator = estimator
+        # All three parts are the KL; the total correlation alone is a term beside it.
+        self.replaces = frozenset({"kl"}) if alpha and gamma else frozenset()
 
     def build(self, *, in_channels: int, latent_dim: int, dim: int, latent_axes: int) -> None:
         """Refuse a spatial latent.
@@ -180,7 +184,7 @@ class DIP(Loss):
     """
 
     name = "dip"
-    needs = frozenset({"density", "diagonal"})
+    needs = frozenset({"density", "diagonal", "vector latent"})
 
     def __init__(
         self,
@@ -240,7 +244,7 @@ def demand_vector(name: str, latent_axes: int) -> None:
         latent_axes: number of spatial axes of z.
     """
     if latent_axes:
-        raise ValueError(
-            f"the loss {name!r} is about the dimensions of a vector latent, and this model's has {latent_axes} spatial axes: use "
-            "kl or mmd in its place, or a model with a vector latent, such as conv_vae"
+        raise Refusal(
+            f"the loss {name!r} is about the dimensions of a vector latent, and this model's has {latent_axes} spatial axes",
+            ("use kl or mmd in its place", "use a model with a vector latent, such as conv_vae"),
         )

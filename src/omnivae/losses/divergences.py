@@ -41,6 +41,7 @@ class MMD(Loss):
     """
 
     name = "mmd"
+    needs = frozenset({"prior", "one latent"})
 
     def __init__(
         self,

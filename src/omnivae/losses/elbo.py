@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -74,7 +75,12 @@ class KL(Loss):
     """
 
     name = "kl"
-    needs = frozenset({"density"})
+    needs = frozenset({"density", "prior"})
+    instead = MappingProxyType(
+        {
+            "kl of each element": "set losses.kl.free_bits to 0",
+        }
+    )
 
     def __init__(
         self,
@@ -89,6 +95,8 @@ class KL(Loss):
         if free_bits and capacity is not None:
             raise ValueError("got both free_bits and capacity; expected at most one of them")
         self.free_bits = free_bits
+        if free_bits:
+            self.needs = self.needs | {"kl of each element"}
         self.capacity = None if capacity is None else as_schedule("capacity", capacity)
 
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:

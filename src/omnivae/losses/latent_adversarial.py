@@ -34,6 +34,7 @@ class LatentOpponent(Loss):
     """
 
     abstract = True
+    needs = frozenset({"vector latent", "one latent"})
     active: bool = True
 
     def __init__(self, weight: Weight, width: int, depth: int, discriminator_learning_rate: float | None) -> None:
@@ -148,6 +149,7 @@ class AAE(LatentOpponent):
     """
 
     name = "aae"
+    needs = frozenset({"vector latent", "one latent", "prior"})
 
     def __init__(
         self,

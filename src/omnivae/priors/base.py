@@ -17,11 +17,13 @@ class Prior(nn.Module, Component):
 
     Attributes:
         takes_cond: whether it can be part of a model with a condition.
+        independent: whether the dimensions of z are independent under it.
     """
 
     abstract = True
 
     takes_cond: bool = True
+    independent: bool = False
 
     def forward(
         self,
@@ -49,6 +51,8 @@ class StandardNormal(Prior):
         >>> StandardNormal()(torch.Size((2, 3))).log_prob(torch.zeros(2, 3)).shape
         torch.Size([2])
     """
+
+    independent = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,6 +34,8 @@ class ConditionalGaussianPrior(Prior):
                 [0., 0., 0., 0.]], grad_fn=<ExpandBackward0>)
     """
 
+    independent = True
+
     def __init__(self, cond_dim: int, latent_dim: int, hidden: Sequence[int] = (128,)) -> None:
         super().__init__()
         if min(cond_dim, latent_dim, *hidden, 1) < 1:

@@ -7,16 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from omnivae.training.combinations import check
     from omnivae.training.config import TrainingConfig
     from omnivae.training.flight import replay
     from omnivae.training.loop import fit
-    from omnivae.training.module import VAEModule, check
+    from omnivae.training.module import VAEModule
     from omnivae.training.result import CHECKPOINTS, FitResult
 
 __all__ = ["CHECKPOINTS", "FitResult", "TrainingConfig", "VAEModule", "check", "fit", "replay"]
 
 _MODULES = {
-    "CHECKPOINTS": "result", "FitResult": "result", "TrainingConfig": "config", "VAEModule": "module", "check": "module",
+    "CHECKPOINTS": "result", "FitResult": "result", "TrainingConfig": "config", "VAEModule": "module", "check": "combinations",
     "fit": "loop", "replay": "flight",
 }  # fmt: skip
 

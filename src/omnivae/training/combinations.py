@@ -11,7 +11,9 @@ from omnivae.losses import AdaptiveLoss, Loss, Refusal
 #: What every Gaussian posterior has; the rest are terms of one kind of posterior.
 OF_A_GAUSSIAN = frozenset({"density", "diagonal"})
 #: Properties of a model beyond what its posterior provides.
-OF_A_MODEL = frozenset({"pixels", "prior", "independent prior", "kl of each element", "vector latent", "one latent"})
+OF_A_MODEL = frozenset(
+    {"pixels", "prior", "independent prior", "kl of each element", "vector latent", "one latent", "classes"}
+)
 
 
 def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
@@ -33,6 +35,11 @@ def check(vae: nn.Module, losses: Mapping[str, Loss]) -> None:
             raise _refusal(name, loss, missing, vae, have)
         if getattr(loss, "value_range", False) is None:
             loss.value_range = vae.value_range  # type: ignore[assignment]
+    if "classes" in have and not any("classes" in loss.needs for loss in losses.values()):
+        raise Refusal(
+            f"no loss trains the classifier of this {type(vae).__name__}",
+            ("use the loss m2", "train a conditional model, such as c_vae, on labels throughout"),
+        )
     _check_together(losses)
 
 
@@ -80,6 +87,7 @@ def properties(vae: nn.Module) -> frozenset[str]:
     have |= {"kl of each element"} if "independent prior" in have and ("diagonal" in have or levels > 1) else set()
     have |= {"one latent"} if levels == 1 else set()
     have |= {"vector latent"} if vae.image_size is not None and levels == 1 else set()
+    have |= {"classes"} if hasattr(vae, "classify") else set()
     return frozenset(have)
 
 
@@ -89,6 +97,11 @@ def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, hav
         return Refusal(
             f"the loss {name!r} compares pixels, and this {type(vae).__name__} reads sentences",
             ("use nll, or iwae in the place of nll and kl", "train a model of images"),
+        )
+    if "classes" in missing:
+        return Refusal(
+            f"the loss {name!r} sums over classes, which this {type(vae).__name__} does not infer",
+            ("use the losses nll and kl", "use the recipe m2_vae"),
         )
     of_posterior = sorted(missing - OF_A_MODEL)
     if of_posterior:

@@ -21,6 +21,7 @@ from omnivae.training.callbacks import Checkpoints, GracefulStop, Pictures, RunL
 from omnivae.training.checkpoint_io import SUFFIX, SafetensorsCheckpointIO, checkpoint_step
 from omnivae.training.codes import Codebooks, check_codebook, followers
 from omnivae.training.collapse import CollapseMonitor
+from omnivae.training.combinations import check_size
 from omnivae.training.config import TrainingConfig
 from omnivae.training.device import native_bf16
 from omnivae.training.distributed import (
@@ -124,6 +125,8 @@ def fit(
     steps_per_epoch = max(1, order.batches_per_epoch // config.accumulate)
     kind = ShardedModule if sharded else VAEModule
     module = kind(vae, losses, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    if max(loss.least_size for loss in losses.values()) > 1:
+        check_size(losses, [min(resolutions)] if resolutions else EpochView(train)[0, 0]["x"].shape[1:])
     # Weights that were not drawn from a common seed become common here, before anything is copied from them.
     copy_from_rank_zero(module.state_dict().values())
     # Ten points make a curve: a short run validates and draws more often than it saves.
