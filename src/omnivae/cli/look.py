@@ -78,7 +78,20 @@ def sample_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--cond", type=str | None, default=None, help=f"what to draw, {CONDITION}; all: a row for each class"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="multiplies the prior's standard deviation")
+    parser.add_argument(
+        "--levels",
+        action="store_true",
+        help="of a hierarchical model: rebuild images of its data from the top level only, from two levels, ... and from all",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float | None,
+        default=None,
+        help="multiplies the prior's standard deviation; 1 by default, and 0 (the mean) with --levels",
+    )
+    parser.add_argument(
+        "--top_k", type=int | None, default=None, help="of a prior over codes: draw from the likeliest so many"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--output", type=str, default="samples.png", help="picture to write")
     _add_precision(parser)
@@ -92,6 +105,8 @@ def sample(argv: Sequence[str]) -> int:
     given = parse(sample_parser(), argv)
     if given.n < 1:
         raise ValueError(f"got --n {given.n}; expected at least 1 image")
+    if given.levels:
+        return _sample_levels(given)
     print(
         sample_images(
             given.model,
@@ -99,7 +114,27 @@ def sample(argv: Sequence[str]) -> int:
             n=given.n,
             size=given.size,
             cond=given.cond,
-            temperature=given.temperature,
+            temperature=1.0 if given.temperature is None else given.temperature,
+            top_k=given.top_k,
+            seed=given.seed,
+            precision=given.precision,
+        )
+    )
+    return 0
+
+
+def _sample_levels(given: jsonargparse.Namespace) -> int:
+    from omnivae.jobs.levels import level_images
+
+    unused = [name for name in ("size", "cond", "top_k") if given[name] is not None]
+    if unused:
+        raise ValueError(f"got --levels and --{unused[0]}, which it does not take: leave out one of them")
+    print(
+        level_images(
+            given.model,
+            given.output,
+            n=given.n,
+            temperature=given.temperature or 0.0,
             seed=given.seed,
             precision=given.precision,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, constraints
 
 from omnivae.distributions import DiagonalGaussian, SampledGaussian
-from omnivae.models.vae import VAE, _cast, checked_range
+from omnivae.models.vae import VAE, _cast
 from omnivae.posteriors import LevelPosterior
 from omnivae.types import Latent, VAEOutput
 
@@ -88,14 +88,16 @@ class HierarchicalVAE(VAE):
         value_range: Sequence[float] = (-1.0, 1.0),
         image_size: Sequence[int] | None = None,
     ) -> None:
-        nn.Module.__init__(self)  # the parts are others than a VAE's
-        self.value_range = checked_range(likelihood, value_range)
-        self.encoder = encoder
-        self.posterior = posterior
-        self.decoder = decoder
-        self.likelihood_head = likelihood
-        self.image_size = None if image_size is None else tuple(int(n) for n in image_size)
-        self.statistics: dict[str, Any] = {}
+        super().__init__(
+            encoder,  # type: ignore[arg-type]
+            posterior,
+            decoder,  # type: ignore[arg-type]
+            likelihood,
+            None,
+            value_range=value_range,
+            image_size=image_size,
+        )
+        del self.prior  # a method here: the levels below the top have theirs in the decoder
         if posterior.latent_dim != sum(self._packed_channels()):
             raise ValueError(
                 f"got a posterior of latent_dim={posterior.latent_dim}; the levels of this decoder have "
