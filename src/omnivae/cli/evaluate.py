@@ -32,6 +32,20 @@ def build_parser() -> jsonargparse.ArgumentParser:
         default="auto",
         help="auto: the test split where the data has one, every image of a folder otherwise",
     )
+    parser.add_argument(
+        "--world",
+        type=str | None,
+        default=None,
+        help="dsprites, shapes3d or moving_sprites instead of --data.path: 2,000 of its images unless --data.limit says "
+        "otherwise, and also mig, sap and dci_disentanglement unless --metrics does",
+    )
+    parser.add_argument(
+        "--factors",
+        type=str,
+        nargs="+",
+        default=[],
+        help="numeric columns of a table of images, for the metrics of disentanglement",
+    )
     parser.add_argument("--data.limit", type=int | None, default=None, help="at most so many images")
     parser.add_argument(
         "--data.image_size", "--resolution", type=int | None, default=None, help="another size than in training"
@@ -43,7 +57,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
         nargs="+",
         help="psnr, ssim, ms_ssim, mse, l1 and, where the posterior has a density, elbo unless told; also: "
         "nll (importance-weighted bound), bits_per_dim, kl, active_units, and of the latent space the groups aggregate, probes, "
-        "uniformity, equivariance, smoothness and the metrics in them",
+        "uniformity, equivariance, smoothness, disentanglement and the metrics in them",
     )
     parser.add_argument(
         "--json",
@@ -80,6 +94,8 @@ def evaluate(argv: Sequence[str]) -> int:
     evaluation = evaluate_model(
         models[0],
         path=given.data.path,
+        world=given.world,
+        factors=given.factors,
         split=given.data.split,
         limit=given.data.limit,
         image_size=given.data.image_size,

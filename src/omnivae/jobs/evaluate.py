@@ -12,7 +12,9 @@ import torch
 from torch.utils.data import Subset
 
 from omnivae.data import DataSplits, ImageDataset, load_data
+from omnivae.data import world as world_named
 from omnivae.jobs.conditions import needed_condition
+from omnivae.jobs.factors import process_of, read_factors
 from omnivae.jobs.provenance import provenance_of
 from omnivae.jobs.train import data_for, is_same_data, run_data
 from omnivae.metrics import Evaluation, evaluate
@@ -21,6 +23,8 @@ from omnivae.models import VAE
 from omnivae.models.storage import find_model
 from omnivae.training.device import Precision, for_inference
 
+#: Images of a world that are measured unless a limit is given, and what is measured of them beside the usual.
+WORLD_IMAGES, WORLD_METRICS = 2_000, ("mig", "sap", "dci_disentanglement")
 Split = Literal["auto", "train", "val", "test", "all"]
 
 
@@ -36,6 +40,11 @@ def load(model: str | Path, precision: Precision = "auto") -> VAE:
         The model, in evaluation mode.
     """
     loaded = VAE.from_pretrained(model)
+    if not loaded.pixels:
+        raise ValueError(
+            f"{model} holds a model of sentences, and this command is for images: use evaluate, sample, interpolate, reconstruct or "
+            "report"
+        )
     for_inference(loaded.to("cuda") if torch.cuda.is_available() else loaded, precision=precision)
     return loaded
 
@@ -44,6 +53,8 @@ def evaluate_model(
     model: str | Path,
     *,
     path: str | None = None,
+    world: str | None = None,
+    factors: Sequence[str] = (),
     split: Split = "auto",
     metrics: Sequence[str] | None = None,
     limit: int | None = None,
@@ -60,9 +71,13 @@ def evaluate_model(
     Args:
         model: a model directory or a run.
         path: the images; the run's own by default.
+        world: the name of a world instead of a path: a few thousand of its images, and by default also how well the code
+            separates its factors.
+        factors: numeric columns of a table of images, for scores of disentanglement.
         split: which of them. "auto" is the test split of the run's own data and of data that comes with one, and every
             image of any other folder.
-        metrics: names of metrics; psnr, ssim, ms_ssim, mse, l1 and, where the posterior has a density, elbo by default.
+        metrics: names of metrics; psnr, ssim, ms_ssim, mse, l1 and, where the posterior has a density, elbo
+            by default; where it has codes, perplexity and code_usage.
         limit: at most so many images.
         image_size: another size than in training, for models that take any.
         batch_size: images loaded at once; changes no digit, see :func:`omnivae.evaluate`.
@@ -75,20 +90,40 @@ def evaluate_model(
     Returns:
         Means, intervals, values of each image and the card.
     """
+    from omnivae.jobs.text import evaluate_text, is_text_model
+
+    if is_text_model(model):
+        if world is not None or factors or image_size is not None:
+            raise ValueError(f"{model} is a model of sentences: --world, --factors and --data.image_size are for images")
+        return evaluate_text(
+            model, path=path, split=split, metrics=metrics, limit=limit, num_samples_nll=num_samples_nll, seed=seed, progress=progress
+        )
+    if world is not None:
+        if path is not None:
+            raise ValueError(f"got --world {world} and --data.path {path}; give one of them")
+        path, limit = world_named(world).name, WORLD_IMAGES if limit is None else limit
     loaded, dataset, splits, chosen = _images(model, path, split, image_size, precision)
+    if factors:
+        read_factors(splits, data_for(loaded, path, run_data(find_model(model))), factors)
     if limit is not None:
         if limit < 1:
             raise ValueError(f"got a limit of {limit} images (--data.limit); expected at least 1")
         dataset = Subset(dataset, range(min(limit, len(dataset))))
+    names = metrics
+    if names is None:
+        usual = measurable(("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "perplexity", "code_usage"), loaded)
+        names = [*usual, *(WORLD_METRICS if world is not None else ())]
     return evaluate(
         loaded,
         dataset,
-        measurable(("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo"), loaded) if metrics is None else metrics,
+        names,
         batch_size=batch_size,
         num_workers=num_workers,
         num_samples_nll=num_samples_nll,
         seed=seed,
         provenance=provenance_of(model, splits, chosen),
+        process=process_of(splits, loaded),
+        factor_names=tuple(factors) or None,
         progress=progress,
     )
 

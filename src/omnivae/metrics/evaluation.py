@@ -50,6 +50,7 @@ class Evaluation:
         card: what was measured, on what, with which versions, see :func:`~omnivae.metrics.card.make_card`.
         inputs: first digits of the hash of each image, by key, in sorted order.
         remarks: a sentence for each metric of whose numbers a reader must know something.
+        details: what else there is of a metric, such as a matrix of mutual information, by its name.
     """
 
     metrics: dict[str, MetricResult]
@@ -60,6 +61,7 @@ class Evaluation:
     card: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def notes(self) -> dict[str, str]:
@@ -95,6 +97,8 @@ class Evaluation:
         }
         if self.remarks:
             content["remarks"] = self.remarks
+        if self.details:
+            content["details"] = self.details
         if self.notes:
             content["notes"] = self.notes
         return content
@@ -135,6 +139,7 @@ class Evaluation:
                 card=card,
                 inputs=content["inputs"],
                 remarks=content.get("remarks", {}),
+                details=content.get("details", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{source} is damaged: {type(error).__name__} {error}; evaluate again") from error

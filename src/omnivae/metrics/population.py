@@ -37,12 +37,14 @@ class Estimate:
         statistic: the number that rows give; their mean by default.
         remark: what a reader must know about the number, or ``None``.
         interval: whether resampled rows tell how uncertain the number is; not where it is biased by repeated images.
+        details: what else the JSON file is to hold, ready for it.
     """
 
     rows: np.ndarray
     statistic: Callable[[np.ndarray], float] | None = None
     remark: str | None = None
     interval: bool = True
+    details: Mapping[str, Any] | None = None
 
     @property
     def value(self) -> float:
@@ -80,6 +82,9 @@ class Population:
         #: Images of the evaluation, of which the population may be a part.
         self.seen = 0
         self.model: Any = None
+        #: What made the images (see :class:`omnivae.metrics.factors.Process`), and names of the labels' columns, where known.
+        self.process: Any = None
+        self.factor_names: tuple[str, ...] | None = None
         self.device = torch.device("cpu")
 
     def add(self, images: Sequence[tuple[str, Tensor | None]], inference: Inference) -> None:

@@ -58,6 +58,18 @@ METRICS: dict[str, Metric] = {}
 GROUPS: dict[str, tuple[str, ...]] = {
     "aggregate": ("mutual_information", "aggregate_kl", "total_correlation", "dimension_wise_kl", "prior_holes"),
     "probes": ("probe_accuracy", "knn_accuracy"),
+    "disentanglement": (
+        "mig",
+        "sap",
+        "dci_disentanglement",
+        "dci_completeness",
+        "dci_informativeness",
+        "factor_vae",
+        "beta_vae",
+        "modularity",
+        "explicitness",
+        "irs",
+    ),
     "uniformity": ("density_cv", "density_entropy", "density_gini"),
     "equivariance": ("equivariance_shift", "equivariance_flip", "equivariance_rotation", "equivariance_scale"),
     "smoothness": ("interpolation_roughness", "path_length"),
@@ -144,6 +156,10 @@ def measurable(names: Sequence[str], model: Any) -> list[str]:
     Returns:
         The names, in their order.
     """
-    if "density" in getattr(getattr(model, "posterior", None), "provides", {"density"}):
+    provides = getattr(getattr(model, "posterior", None), "provides", {"density"})
+    names = [name for name in names if name not in ("perplexity", "code_usage") or "indices" in provides]
+    if "density" in provides:
         return list(names)
-    return [name for name in names if name not in ("elbo", "nll", "kl", "bits_per_dim", "active_units", "likelihood_regret")]
+    return [
+        name for name in names if name not in ("elbo", "nll", "kl", "bits_per_dim", "active_units", "likelihood_regret")
+    ]

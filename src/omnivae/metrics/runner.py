@@ -14,6 +14,7 @@ from torch import Tensor
 
 from omnivae.metrics.card import Provenance, make_card, shorten
 from omnivae.metrics.evaluation import Evaluation, MetricResult
+from omnivae.metrics.factors import Process
 from omnivae.metrics.inference import Inference
 from omnivae.metrics.intervals import bootstrap_interval
 from omnivae.metrics.items import ImageDataset, Item, load_items
@@ -42,6 +43,8 @@ def evaluate(
     seed: int = 0,
     bootstrap: int = 1000,
     provenance: Provenance | None = None,
+    process: Process | None = None,
+    factor_names: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a model on a dataset.
@@ -68,6 +71,8 @@ def evaluate(
         seed: seed of the posterior noise and of the bootstrap.
         bootstrap: number of resamples; 0 leaves the intervals out.
         provenance: what the caller knows about the model and the images, for the card.
+        process: what made the images from known factors, for scores of disentanglement.
+        factor_names: names of the labels' columns, where images have several.
         progress: show a progress bar where standard error is a terminal.
 
     Returns:
@@ -128,6 +133,8 @@ def evaluate(
             provenance=provenance or Provenance(),
         )
         tally.population.finish(model, where)
+        tally.population.process = process
+        tally.population.factor_names = None if factor_names is None else tuple(factor_names)
         estimates = {m.name: m.function(tally.population) for m in chosen if m.scope == "population"}
 
     per_image = {name: dict(sorted(of.items())) for name, of in tally.values.items()}
@@ -159,6 +166,7 @@ def evaluate(
         inputs=shorten(inputs.items()),
         remarks=tally.summary()
         | {name: estimate.remark for name, estimate in estimates.items() if estimate.remark is not None},
+        details={name: dict(of.details) for name, of in estimates.items() if of.details is not None},
     )
 
 
