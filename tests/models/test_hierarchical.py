@@ -76,6 +76,27 @@ def test_free_bits_count_a_level_below_by_its_mean_over_samples_and_batch():
     assert float(by_hand) > float(KL()(output, {"x": X}))
 
 
+def test_free_bits_may_be_those_of_a_channel_or_a_level():
+    output = deep_model().train()(torch.rand(3, 3, 8, 8))
+    kls = [torch_kl(v.posterior.distribution().base_dist, v.prior.base_dist).mean(0) for v in output.latents]
+    assert [tuple(kl.shape) for kl in kls] == [(3, 2, 2), (3, 2, 2), (3, 4, 4), (3, 8, 8)]
+    free = float(kls[0].detach().sum()) * 0.9
+    for over, groups in (
+        ("element", [kl.flatten() for kl in kls]),
+        ("channel", [kl.sum((1, 2)) for kl in kls]),
+        ("level", [kl.sum() for kl in kls]),
+    ):
+        by_hand = sum(group.clamp(min=free).sum() for group in groups)
+        loss = KL(free_bits=free, free_bits_over=over)
+        torch.testing.assert_close(loss(output, {"x": torch.zeros(1)}), by_hand)
+    # A vector's channels are its elements.
+    output = world(**WRONG)(X, sample=True)
+    one, other = (KL(free_bits=0.9, free_bits_over=over)(output, {"x": X}) for over in ("element", "channel"))
+    assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="free_bits_over='group'"):
+        KL(free_bits_over="group")
+
+
 def test_metrics_see_the_evidence():
     log_weights = Inference(world(), X, ["a", "b"], num_samples_nll=6).log_weights
     torch.testing.assert_close(log_weights, EVIDENCE.log_prob(X[..., 0]).expand(6, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,14 +64,16 @@ def log_likelihood(output: VAEOutput, batch: Batch) -> Tensor:
 class KL(Loss):
     """KL divergence of the posterior from the prior in nats, summed over every latent.
 
-    With ``free_bits`` λ each latent element contributes ``max(λ, mean over the batch of KL_d)`` (Kingma et al., Improved
+    With ``free_bits`` λ each latent element d contributes ``max(λ, mean over the batch of KL_d)`` (Kingma et al., Improved
     Variational Inference with Inverse Autoregressive Flow, 2016, eq. 15): below λ it costs nothing to use more. With
     ``capacity`` C the term is ``|KL - C|`` (Burgess et al., Understanding disentangling in β-VAE, 2018).
 
     Args:
         weight: β, a number or a schedule.
         per_element: divide by the number of latent elements.
-        free_bits: λ in nats for each latent element, >= 0; 0 switches it off.
+        free_bits: λ in nats, >= 0; 0 switches it off.
+        free_bits_over: what has λ nats free: each latent "element", each "channel" (its positions together, as in the paper's
+            experiments), or each "level" (a whole latent of a hierarchical model).
         capacity: C in nats, a number or a schedule; ``None`` switches it off.
     """
 
@@ -88,13 +91,17 @@ class KL(Loss):
         per_element: bool = False,
         free_bits: float = 0.0,
         capacity: Weight | None = None,
+        *,
+        free_bits_over: Literal["element", "channel", "level"] = "element",
     ) -> None:
         super().__init__(weight, per_element)
         if not 0 <= free_bits < math.inf:
             raise ValueError(f"got free_bits={free_bits}; expected nats for each latent element, >= 0")
+        if free_bits_over not in ("element", "channel", "level"):
+            raise ValueError(f"got free_bits_over={free_bits_over!r}; expected 'element', 'channel' or 'level'")
         if free_bits and capacity is not None:
             raise ValueError("got both free_bits and capacity; expected at most one of them")
-        self.free_bits = free_bits
+        self.free_bits, self.free_bits_over = free_bits, free_bits_over
         if free_bits:
             self.needs = self.needs | {"kl of each element"}
         self.capacity = None if capacity is None else as_schedule("capacity", capacity)
@@ -110,7 +117,9 @@ class KL(Loss):
                 elements = kl_elements(latent.posterior, latent.prior)
                 if elements is None:
                     raise ValueError("free_bits needs a factorised gaussian posterior and prior; set free_bits to 0")
-                kl = elements.mean(0).clamp(min=self.free_bits).sum()
+                axes = {"element": elements.ndim, "channel": 2, "level": 1}[self.free_bits_over]
+                groups = elements.mean(0).unsqueeze(-1).flatten(axes - 1).sum(-1)
+                kl = groups.clamp(min=self.free_bits).sum()
             else:
                 # The mode is no sample: a Monte Carlo estimate there would be wrong, so none is passed on.
                 z = None if latent.log_q is None else latent.z
