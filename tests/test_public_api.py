@@ -23,7 +23,7 @@ NAMES = words("""
     VAEOutput beta_vae cnn_vae
     compare conv_vae evaluate from_config kl_autoencoder kl_divergence load_data preprocess_image save_image swin_vae
     to_config vit_vae mixture_vae vamp_vae
-    flow_prior_vae flow_vae iaf_vae
+    flow_prior_vae flow_vae gumbel_softmax_vae hyperspherical_vae iaf_vae
     autoencoder fsq_vae full_covariance_vae lfq_vae residual_vq_vae vq_vae
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
@@ -64,6 +64,13 @@ TRAIN = words("""
 """)
 
 RECIPE_ARGUMENTS = {
+    "gumbel_softmax_vae": """
+        channels dim final_temperature image_size in_channels latent likelihood num_categories num_groups rate recipe
+        straight_through temperature value_range
+    """,
+    "hyperspherical_vae": """
+        channels dim image_size in_channels latent_dim likelihood recipe value_range
+    """,
     "text_vae": """
         cell decoder_layers embedding_dim encoder_layers hidden latent_dim lowercase max_length recipe tied tokens vocabulary
         word_dropout

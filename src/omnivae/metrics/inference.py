@@ -92,7 +92,8 @@ class Inference:
         The KL is in closed form where there is one and the average over the same samples where there is none.
         """
         log_likelihood, log_ratio = self._log_terms(self.num_samples_elbo)
-        closed = closed_form_kl(self.posterior, self.prior) if isinstance(self.posterior, DiagonalGaussian) else None
+        exact = isinstance(self.posterior, DiagonalGaussian) or hasattr(self.posterior, "closed_form_kl")
+        closed = closed_form_kl(self.posterior, self.prior) if exact else None
         kl = -log_ratio.mean(0) if closed is None else closed.double().cpu()
         return log_likelihood.mean(0), kl
 

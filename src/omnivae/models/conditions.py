@@ -38,3 +38,25 @@ def agreed_cond_dim(encoder: Any, decoder: Any, prior: Any) -> int | None:
             "ConditionalGaussianPrior or StandardNormal, or networks without cond_dim"
         )
     return cond_dim
+
+
+def agreed_support(posterior: Any, prior: Any) -> None:
+    """Refuse a prior on another support than the posterior's: the ratio of their densities would mean nothing.
+
+    Args:
+        posterior: head; has ``support`` where its z is no real vector.
+        prior: likewise, or ``None``.
+
+    Raises:
+        ValueError: names both.
+    """
+    ours, theirs = (getattr(part, "support", "real") for part in (posterior, prior))
+    if prior is not None and ours != theirs:
+        fitting = {"sphere": "UniformSphere", "one-hot": "UniformCategories", "real": "StandardNormal"}
+        raise ValueError(
+            f"{type(posterior).__name__} draws {_SUPPORTS.get(ours, ours)} and {type(prior).__name__} is a density of "
+            f"{_SUPPORTS.get(theirs, theirs)}: use {fitting.get(ours, 'a prior of the same support')}, or another posterior"
+        )
+
+
+_SUPPORTS = {"sphere": "points of a sphere", "one-hot": "one-hot categories", "real": "real vectors"}

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from omnivae.component import Component
 from omnivae.distributions import DiagonalGaussian, unwhiten, whiten
-from omnivae.models.conditions import agreed_cond_dim
+from omnivae.models.conditions import agreed_cond_dim, agreed_support
 from omnivae.models.drawing import draw
 from omnivae.models.storage import load_model, save_model
 from omnivae.types import Latent, Network, VAEOutput
@@ -65,6 +65,7 @@ class VAE(nn.Module, Component):
         self.decoder = decoder
         self.likelihood_head = likelihood
         self.prior = prior
+        agreed_support(posterior, prior)
         #: Size E of the condition that every call takes, or ``None`` for a model without one.
         self.cond_dim = agreed_cond_dim(encoder, decoder, prior)
         self.image_size = None if image_size is None else tuple(int(n) for n in image_size)

@@ -1,13 +1,17 @@
 """Posterior heads: encoder features to q(z|x)."""
 
+from omnivae.posteriors.categorical import CategoricalCodes, CategoricalPosterior
 from omnivae.posteriors.flow import FlowPosterior, TransformedGaussian
 from omnivae.posteriors.full_covariance import FullCovarianceGaussian, FullCovarianceGaussianPosterior
 from omnivae.posteriors.gaussian import GaussianPosterior, PosteriorHead
 from omnivae.posteriors.level import LevelPosterior
 from omnivae.posteriors.point_mass import PointMass, PointMassPosterior
 from omnivae.posteriors.quantised import FSQPosterior, LFQPosterior, QuantisedHead, QuantisedPosterior, VQPosterior
+from omnivae.posteriors.von_mises_fisher import VonMisesFisher, VonMisesFisherPosterior
 
 __all__ = [
+    "CategoricalCodes",
+    "CategoricalPosterior",
     "FSQPosterior",
     "FlowPosterior",
     "FullCovarianceGaussian",
@@ -22,4 +26,6 @@ __all__ = [
     "QuantisedPosterior",
     "TransformedGaussian",
     "VQPosterior",
+    "VonMisesFisher",
+    "VonMisesFisherPosterior",
 ]

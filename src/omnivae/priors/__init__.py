@@ -4,6 +4,7 @@ from omnivae.priors.base import Prior, StandardNormal
 from omnivae.priors.conditional import ConditionalGaussianPrior
 from omnivae.priors.flow import FlowDensity, FlowPrior
 from omnivae.priors.mixture import MixturePrior, VampPrior
+from omnivae.priors.uniform import UniformCategories, UniformSphere
 
 __all__ = [
     "ConditionalGaussianPrior",
@@ -12,5 +13,7 @@ __all__ = [
     "MixturePrior",
     "Prior",
     "StandardNormal",
+    "UniformCategories",
+    "UniformSphere",
     "VampPrior",
 ]

@@ -21,6 +21,7 @@ from omnivae.recipes.objectives import (
 )
 from omnivae.recipes.posteriors import autoencoder, fsq_vae, full_covariance_vae, lfq_vae, residual_vq_vae, vq_vae
 from omnivae.recipes.priors import mixture_vae, vamp_vae
+from omnivae.recipes.supports import gumbel_softmax_vae, hyperspherical_vae
 from omnivae.recipes.text import text_vae
 from omnivae.recipes.transvae import TransVAE
 
@@ -46,7 +47,9 @@ __all__ = [
     "flow_vae",
     "fsq_vae",
     "full_covariance_vae",
+    "gumbel_softmax_vae",
     "hierarchical_vae",
+    "hyperspherical_vae",
     "iaf_vae",
     "info_vae",
     "iwae",

@@ -74,6 +74,8 @@ class VAEModule(pl.LightningModule):
         #: Looks at every step before its update is made.
         self.guard = Guard(self, config.on_nonfinite)
         self._parts: list[dict[str, Tensor | float]] = []
+        #: Parts of the model that follow a schedule of their own, such as a temperature.
+        self._scheduled: list[Any] = [part for part in vae.modules() if hasattr(part, "set_step")]
         #: Which of the validation batches are this process's.
         self.validation_order: ValidationOrder | None = None
         #: The last step's output without its graph, for the opponents; kept where a loss has one.
@@ -99,6 +101,8 @@ class VAEModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the total loss of one batch."""
         self._freeze_statistics()
+        for part in self._scheduled:
+            part.set_step(self.global_step)
         self.guard.begin(batch, self.global_step, batch_idx % self.config.accumulate == 0)
         computed = self._losses_or_none(batch)
         if computed is None:
