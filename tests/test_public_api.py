@@ -25,6 +25,7 @@ NAMES = words("""
     to_config vit_vae mixture_vae vamp_vae
     flow_prior_vae flow_vae gumbel_softmax_vae hyperspherical_vae iaf_vae
     autoencoder fsq_vae full_covariance_vae lfq_vae residual_vq_vae vq_vae
+    dfc_vae eq_vae ms_ssim_vae sigma_vae
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
     c_vae text_vae
@@ -52,6 +53,8 @@ TRAIN = words("""
     losses.l1.per_element losses.l1.weight losses.lpips.network losses.lpips.value_range
     losses.lpips.weight losses.lpips.weights_path losses.ms_ssim.value_range losses.ms_ssim.weight
     losses.mse.per_element losses.mse.weight losses.nll.num_samples losses.nll.per_element losses.nll.weight
+    losses.dfc.model losses.dfc.stages losses.dfc.value_range losses.dfc.weight losses.dfc.weights_path
+    losses.eq.per_element losses.eq.scales losses.eq.weight
     losses.vf.adaptive losses.vf.margin_cosine losses.vf.margin_distance losses.vf.model losses.vf.value_range
     losses.vf.weight losses.vf.weights_path output report training.accumulate training.batch_size training.betas
     training.channels_last training.checkpoint_every training.compile training.corrupt training.corrupt_strength
@@ -154,10 +157,14 @@ RECIPE_ARGUMENTS = {
 
 CONVOLUTIONAL = "channels deterministic dim hidden image_size in_channels latent_dim likelihood norm recipe value_range"
 FULLY_CONNECTED = "activation deterministic dim hidden image_size in_channels latent_dim likelihood recipe value_range"
-for name in words("capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae"):
+for name in words(
+    "capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae sigma_vae ms_ssim_vae dfc_vae"
+):
     RECIPE_ARGUMENTS[name] = CONVOLUTIONAL
 for name in words("iwae miwae ciwae aae"):
     RECIPE_ARGUMENTS[name] = FULLY_CONNECTED
+
+RECIPE_ARGUMENTS["eq_vae"] = RECIPE_ARGUMENTS["kl_autoencoder"]
 
 OPTIONS = {
     "inspect": """
@@ -191,6 +198,11 @@ OPTIONS = {
     "arithmetic": "data.path minus minus_label output plus plus_label precision strengths to",
     "report": "data.path output",
     "replay": "",
+    "zoo": "json",
+    "bench-family": f"""
+        batch_size channels images latent_dim learning_rate metrics num_samples_nll output recipes seeds steps
+        {" ".join(option for option in TRAIN if option.startswith("data.") and option != "data.path")}
+    """,
     "demo": "output steps",
 }
 
@@ -212,6 +224,8 @@ POSITIONALS = {
     "impute": "model files",
     "report": "model",
     "replay": "record",
+    "zoo": "recipes",
+    "bench-family": "data_path",
     "demo": "",
 }
 

@@ -20,14 +20,20 @@ COMMANDS = {
     "calibrate": ("omnivae.cli.encode", "measure a model's latents and save the figures with it"),
     "compare": ("omnivae.cli.compare", "say whether the difference between two evaluations is real"),
     "reconstruct": ("omnivae.cli.look", "encode and decode image files"),
+    "prior": ("omnivae.cli.prior", "train a prior over the codes of a quantised model"),
     "sample": ("omnivae.cli.look", "draw images from the prior"),
     "interpolate": ("omnivae.cli.look", "walk between images through the latent"),
     "traverse": ("omnivae.cli.look", "vary one latent dimension at a time"),
     "arithmetic": ("omnivae.cli.latent", "add what two groups of images differ by to other images"),
     "transfer": ("omnivae.cli.look", "decode images of a conditional model as something else"),
+    "anomaly": ("omnivae.cli.latent", "score how odd images are, and flag those above a calibrated threshold"),
+    "denoise": ("omnivae.cli.latent", "remove noise with a model that was trained to"),
+    "impute": ("omnivae.cli.latent", "fill missing pixels with what a model expects there"),
     "report": ("omnivae.cli.look", "write one self-contained HTML page about a model"),
     "doctor": ("omnivae.cli.doctor", "read a run's logs and say which option to change"),
     "replay": ("omnivae.cli.replay", "compute a training step that went bad again, and say why it did"),
+    "zoo": ("omnivae.cli.zoo", "list the recipes with purpose, equation and paper"),
+    "bench-family": ("omnivae.cli.zoo", "train several recipes under one budget and compare them on one page"),
     "demo": ("omnivae.cli.demo", "train two small models on embedded data and write their reports"),
 }
 
@@ -59,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     set_up_process()
     try:
-        return int(getattr(importlib.import_module(COMMANDS[command][0]), command)(arguments) or 0)
+        return int(getattr(importlib.import_module(COMMANDS[command][0]), command.replace("-", "_"))(arguments) or 0)
     except KeyboardInterrupt:
         print(f"omnivae {command}: interrupted", file=sys.stderr)
         return 130

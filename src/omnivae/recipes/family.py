@@ -7,10 +7,11 @@ A recipe composes the model; its objective is stated here as plain data, because
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from omnivae.component import suggestion
 from omnivae.models import VAE
 
 Arguments = Mapping[str, Any]
@@ -92,3 +93,27 @@ def member(
         return recipe
 
     return register
+
+
+def members(names: Sequence[str]) -> list[Member]:
+    """Return the members of these names.
+
+    Args:
+        names: recipes.
+
+    Returns:
+        One for each.
+
+    Raises:
+        ValueError: for a name that no recipe has; suggests the nearest.
+
+    Example:
+        >>> [member.name for member in members(["beta_vae"])]
+        ['beta_vae']
+    """
+    for name in names:
+        if name not in MEMBERS:
+            raise ValueError(
+                f"unknown recipe {name!r}{suggestion(name, MEMBERS)}; expected one of {', '.join(MEMBERS)}"
+            )
+    return [MEMBERS[name] for name in names]
