@@ -89,9 +89,6 @@ def sample_parser() -> jsonargparse.ArgumentParser:
         default=None,
         help="multiplies the prior's standard deviation; 1 by default, and 0 (the mean) with --levels",
     )
-    parser.add_argument(
-        "--top_k", type=int | None, default=None, help="of a prior over codes: draw from the likeliest so many"
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--output", type=str, default="samples.png", help="picture to write")
     _add_precision(parser)
@@ -115,7 +112,6 @@ def sample(argv: Sequence[str]) -> int:
             size=given.size,
             cond=given.cond,
             temperature=1.0 if given.temperature is None else given.temperature,
-            top_k=given.top_k,
             seed=given.seed,
             precision=given.precision,
         )
@@ -126,7 +122,7 @@ def sample(argv: Sequence[str]) -> int:
 def _sample_levels(given: jsonargparse.Namespace) -> int:
     from omnivae.jobs.levels import level_images
 
-    unused = [name for name in ("size", "cond", "top_k") if given[name] is not None]
+    unused = [name for name in ("size", "cond") if given[name] is not None]
     if unused:
         raise ValueError(f"got --levels and --{unused[0]}, which it does not take: leave out one of them")
     print(
