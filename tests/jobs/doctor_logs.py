@@ -50,6 +50,8 @@ def healthy(config=None, **columns):
         "train/data_wait_share": 0.05 + np.abs(noise(0.01, seed=3)),
         "train/skipped_updates": np.zeros(STEPS),
         "epoch": T * 10,
+        "train/perplexity": np.linspace(300, 400, STEPS),
+        "train/code_usage": np.linspace(0.8, 0.98, STEPS),
     }
     table |= {
         "val/total": (nll + kl)[VALIDATIONS] + 0.5,
@@ -89,9 +91,29 @@ SPIKY = np.where(np.arange(STEPS) % 40 == 7, 60.0, 2.0)
 OVERFIT = np.concatenate([np.linspace(60, 35, 5), np.linspace(36, 50, 5)])
 GAN = {"losses.gan": {"weight": 0.1, "start_step": 50, "loss": "hinge"}}
 UP = np.linspace(0, 1, STEPS)
+VQ = {"model.recipe": "vq_vae", "model.latent_dim": 8, "losses.commitment": {"weight": 0.25}}
 
 #: rule -> (record, severity, words in what is seen, words in the advice, words that an option must hold)
 CASES = {
+    "codebook collapse": (
+        "codebook_collapse",
+        healthy(
+            VQ,
+            **{"train/perplexity": 1.2 + 30 * np.exp(-30 * T), "train/code_usage": np.full(STEPS, 0.01)},
+        ),
+        "critical",
+        "perplexity is 1.2 of 512, and 1.0% of them occur",
+        "replace unused codes sooner",
+        ["revive_below 0.2", "commitment.weight 0.0625", "num_codes 4"],
+    ),
+    "codes without use": (
+        "codebook_collapse",
+        healthy(VQ, **{"train/perplexity": np.full(STEPS, 30.0), "train/code_usage": np.full(STEPS, 0.1)}),
+        "warning",
+        "perplexity is 30 of 512, and 10.0% of them occur",
+        "a lower commitment",
+        ["num_codes 64"],
+    ),
     "collapse, all dimensions dead": (
         "posterior_collapse",
         healthy(

@@ -29,6 +29,7 @@ def sample_images(
     cond: str | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    top_k: int | None = None,
     precision: Precision = "auto",
 ) -> Path:
     """Draw images from the prior into one picture.
@@ -40,7 +41,8 @@ def sample_images(
         size: height and width; the training size by default.
         cond: what to draw, for a conditional model: a class, ``name=value`` separated by commas, or "all" for a row of ``n``
             images of each class, with the same draws from N(0, I) in all rows. All classes by default, where there are any.
-        temperature: multiplies the prior's standard deviation.
+        temperature: multiplies the prior's standard deviation; divides the logits of a prior over codes.
+        top_k: of a prior over codes: draw from the likeliest so many at each step.
         seed: of the draw.
         precision: of the networks, see :func:`load`.
 
@@ -53,7 +55,7 @@ def sample_images(
     def draw(one: Tensor | None) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         many = None if one is None else one.to(next(loaded.parameters()).device).expand(n, -1)
-        return loaded.sample(n, size=size, cond=many, temperature=temperature, generator=generator).cpu()
+        return loaded.sample(n, size=size, cond=many, temperature=temperature, top_k=top_k, generator=generator).cpu()
 
     if known is None or (cond is not None and cond != EVERY):
         return _write_grid(loaded, draw(told(loaded, cond)), output)

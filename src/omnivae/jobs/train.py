@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 PREPARATION = ("cond", "image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
 CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
-REPORT_METRICS, REPORT_IMAGES = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl"), 256
+REPORT_METRICS = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl", "perplexity", "code_usage")
+REPORT_IMAGES = 256
 
 
 def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) -> VAE:

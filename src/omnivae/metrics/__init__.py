@@ -8,6 +8,7 @@ from omnivae.metrics.aggregate import (
     total_correlation,
 )
 from omnivae.metrics.card import Provenance
+from omnivae.metrics.codebook import code_usage, perplexity
 from omnivae.metrics.comparison import compare
 from omnivae.metrics.density import active_units, bits_per_dim, elbo, kl, kl_per_dimension, nll
 from omnivae.metrics.difference import Comparison, Difference
@@ -48,6 +49,7 @@ __all__ = [
     "aggregate_kl",
     "bits_per_dim",
     "bootstrap_interval",
+    "code_usage",
     "compare",
     "density_cv",
     "density_entropy",
@@ -73,6 +75,7 @@ __all__ = [
     "mutual_information",
     "nll",
     "path_length",
+    "perplexity",
     "prior_holes",
     "probe_accuracy",
     "probe_r2",

@@ -20,6 +20,7 @@ class Point:
     def __init__(self, z: Tensor, *, input_size: tuple[int, ...] | None = None) -> None:
         self._z = z
         self.input_size = input_size
+        self.cond: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:

@@ -96,6 +96,17 @@ class QuantisedHead(PointHead):
         """Return codes ``[B, *S, C]``, their numbers and the penalties of ``x``, ``[B, *S, C]``."""
         raise TypeError(f"{type(self).__name__} does not define quantise")
 
+    def snap(self, z: Tensor) -> Tensor:
+        """Return the nearest codes to latents that are none, such as points between two of them; changes nothing.
+
+        Args:
+            z: ``[B, C, *S]``.
+
+        Returns:
+            The same shape; of residual codebooks the code that they find one after the other.
+        """
+        raise TypeError(f"{type(self).__name__} does not define snap")
+
     def codes(self, indices: Tensor) -> Tensor:
         """Return the latents that indices stand for, ready to decode.
 
@@ -188,6 +199,15 @@ class VQPosterior(QuantisedHead):
         parts = [book.look_up(i) for book, i in zip(self.books, indices.unbind(-1), strict=True)]  # type: ignore[operator]
         return torch.stack(parts).sum(0).movedim(-1, 1)
 
+    @torch.no_grad()
+    def snap(self, z: Tensor) -> Tensor:
+        rest = at_least_float32(z).movedim(1, -1)
+        total = torch.zeros_like(rest)
+        for book in self.books:
+            flat = (rest - total).flatten(0, -2)
+            total = total + book.look_up(book.nearest(flat)).reshape(rest.shape).to(rest.dtype)  # type: ignore[operator]
+        return total.movedim(-1, 1)
+
 
 class FSQPosterior(QuantisedHead):
     """Rounds each bounded channel to one of a few levels (Mentzer et al., Finite Scalar Quantization, 2023, section 3.1).
@@ -238,6 +258,14 @@ class FSQPosterior(QuantisedHead):
         digits = indices.unsqueeze(-1).div(self._basis, rounding_mode="floor") % levels.long()  # type: ignore[arg-type]
         middle = levels.div(2, rounding_mode="floor")
         return ((digits - middle) / middle).movedim(-1, 1)
+
+    @torch.no_grad()
+    def snap(self, z: Tensor) -> Tensor:
+        levels: Tensor = self._levels  # type: ignore[assignment]
+        middle = levels.div(2, rounding_mode="floor")
+        digits = (z.movedim(1, -1) * middle).round()
+        # An even number of levels has one more below the middle than above.
+        return (torch.minimum(torch.maximum(digits, -middle), levels - 1 - middle) / middle).movedim(-1, 1)
 
 
 class LFQPosterior(QuantisedHead):
@@ -300,6 +328,10 @@ class LFQPosterior(QuantisedHead):
     def codes(self, indices: Tensor) -> Tensor:
         bits = indices.unsqueeze(-1).div(self._basis, rounding_mode="floor") % 2  # type: ignore[arg-type]
         return (2.0 * bits - 1).movedim(-1, 1)
+
+    @torch.no_grad()
+    def snap(self, z: Tensor) -> Tensor:
+        return 2.0 * (z > 0).to(z.dtype) - 1
 
 
 def straight_through(x: Tensor, code: Tensor) -> Tensor:

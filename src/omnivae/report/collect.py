@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from omnivae.metrics import Inference, kl_per_dimension
+from omnivae.metrics.codes import CodeCounts
 
 #: Pixels that go through the model at once; bounds the memory for large images.
 PIXELS_AT_ONCE = 2**20
@@ -47,6 +48,7 @@ class Encoded:
         kl: mean KL of each dimension in nats, or empty where it does not factorise.
         labels: class index of each image ``[N]``, the first factor where there are several, or ``None``.
         latent_shape: shape of the first image's latent.
+        codes: how often each code was chosen; ``None`` where the latents are no codes.
     """
 
     means: np.ndarray
@@ -55,6 +57,7 @@ class Encoded:
     kl: list[float]
     labels: np.ndarray | None
     latent_shape: tuple[int, ...]
+    codes: CodeCounts | None = None
 
 
 def choose(dataset: Any, count: int, *, seed: int) -> Chosen:
@@ -126,15 +129,19 @@ def encode_all(model: Any, items: Chosen, device: torch.device) -> Encoded:
     kl, weights = [], []
     labels: list[Any] = [None] * len(items)
     latent_shape: tuple[int, ...] = ()
+    codes: CodeCounts | None = None
 
     def take(group: list[tuple[int, Mapping[str, Any]]]) -> None:
-        nonlocal latent_shape
+        nonlocal latent_shape, codes
         members = [item for _, item in group]
         x = stack(members, "x", device)
         assert x is not None
         keys = [str(item["key"]) for item in members]
         inference = Inference(model, x, keys, cond=stack(members, "cond", device))
         mode = inference.posterior.mode().double().cpu()
+        if getattr(inference.posterior, "indices", None) is not None:
+            codes = CodeCounts.of(inference.posterior) if codes is None else codes
+            codes.add_posterior(inference.posterior)
         logvar = getattr(inference.posterior, "logvar", None)
         variance = torch.zeros_like(mode) if logvar is None else logvar.double().exp().cpu()
         flat, noise = mode.unsqueeze(-1).flatten(2), variance.unsqueeze(-1).flatten(2)
@@ -168,6 +175,7 @@ def encode_all(model: Any, items: Chosen, device: torch.device) -> Encoded:
         kl=(torch.stack(kl).sum(0) / sum(weights)).tolist() if kl else [],
         labels=None if any(label is None for label in labels) else np.asarray(labels),
         latent_shape=latent_shape,
+        codes=codes,
     )
 
 

@@ -18,7 +18,16 @@ from omnivae.report import figures, page, plots
 from omnivae.report.collect import Chosen, Encoded, batch_size_for, choose, encode_all, same_size, stack
 from omnivae.report.colours import colour_names
 from omnivae.report.history import read_history
-from omnivae.report.latent_ops import device_of, evaluating, has_alpha, interpolate, order_by_kl, reconstruct, traverse
+from omnivae.report.latent_ops import (
+    device_of,
+    evaluating,
+    has_alpha,
+    in_codes,
+    interpolate,
+    order_by_kl,
+    reconstruct,
+    traverse,
+)
 
 #: What is measured where no evaluation is given.
 QUICK_METRICS = ("psnr", "ssim", "mse", "l1")
@@ -106,6 +115,8 @@ def write_report(
             *_kl(encoded, evaluation),
             *_latent_map(encoded, classes, projections, seed),
         ]
+            *_factors(evaluation),
+            *_codes(encoded),
         if curves:
             note = "Each panel is one quantity over the training steps; a logarithmic axis where values span decades."
             sections.append(
@@ -217,9 +228,16 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
     note = "Straight lines between the posterior means of two images; the number is the share of the second image."
     alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
     yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
+    if in_codes(model):
+        note = (
+            "Straight lines between the codes of two images, each vector replaced by the nearest code; the number is the share of the "
+            "second image."
+        )
 
 
-def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded) -> Iterator[Section]:
+def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluation: Evaluation) -> Iterator[Section]:
+    if in_codes(model):
+        return
     order = order_by_kl(encoded.kl, len(encoded.centre))[:MAX_TRAVERSALS]
     span = 3.0
     frames = traverse(
@@ -272,6 +290,31 @@ def _latent_map(
     if count < 2 or not projections:
         return
     # t-SNE needs neighbourhoods, which a handful of points has not.
+def _codes(encoded: Encoded) -> Iterator[Section]:
+    if encoded.codes is None:
+        return
+    books = encoded.codes.counts()
+    note = (
+        f"How often each code was chosen in {len(encoded.means):,} images, the most frequent first. A line at the dashed height would "
+        "be a codebook that is used evenly; where it ends before the last code, the rest were never chosen."
+    )
+    png = plots.code_histogram([list(counts.values()) for counts in books], encoded.codes.num_codes)
+    alt = f"Use of the codes of {len(books)} codebook{'s' * (len(books) > 1)}"
+    yield page.section("Codes", note, page.picture(png, alt, scale=2 / 3))
+
+
+def _factors(evaluation: Evaluation) -> Iterator[Section]:
+    known = [name for name in ("mig", "dci_disentanglement") if name in evaluation.details]
+    if not known:
+        return
+    note = (
+        "What each code knows of each factor that made the images. Codes are disentangled where each row has one dark cell, and "
+        "each column one too."
+    )
+    alt = "Heat maps of codes against factors: mutual information, and importance to the prediction"
+    yield page.section("Factors", note, page.picture(factor_maps(evaluation.details), alt, scale=2 / 3))
+
+
     methods = [m for m in projections if m == "pca" or count >= TSNE_AT_LEAST] or ["pca"]
     png = plots.latent_map(encoded.means, encoded.labels, classes=classes, methods=methods, seed=seed)
     names = {"pca": "their first two principal components", "tsne": "t-SNE, which keeps neighbours together"}

@@ -41,6 +41,8 @@ def interpolate(
 ) -> Tensor:
     """Decode a path between the posterior modes of two images, at ``linspace(0, 1, steps)``.
 
+    Between codes there is nothing that a decoder of codes has seen: on a quantised model each step takes the nearest codes.
+
     Args:
         model: a VAE; used in evaluation mode and left as it was.
         x1: first image, ``[C, *S]``.
@@ -72,6 +74,9 @@ def interpolate(
         z1, z2 = q.mode()
         alpha = torch.linspace(0, 1, steps, dtype=z1.dtype, device=device).reshape(-1, *[1] * z1.ndim)
         path = (1 - alpha) * z1 + alpha * z2 if mode == "linear" else _great_circle(z1, z2, alpha)
+        if in_codes(model):
+            # The ends are codes already; residual codebooks might find others for the same sum.
+            path = torch.cat([z1[None], model.posterior.snap(path[1:-1]), z2[None]])
         if ends is not None:
             ends = torch.lerp(*ends[:, None], torch.linspace(0, 1, steps, dtype=ends.dtype, device=device)[:, None])
         return _decode(model, path, ends, q.input_size)
@@ -105,8 +110,14 @@ def traverse(
         positions alike.
 
     Raises:
-        ValueError: for a dimension that the latent lacks, fewer than two steps, or a span that is not positive.
+        ValueError: for a dimension that the latent lacks, fewer than two steps, a span that is not positive, or a quantised
+            model, whose codes have no dimensions to vary.
     """
+    if in_codes(model):
+        raise ValueError(
+            f"a latent of codes has no dimensions to vary: a {type(model.posterior).__name__} has a code or it has none; walk between "
+            "two images instead (omnivae interpolate), or draw images from a prior over the codes (omnivae prior, omnivae sample)"
+        )
     if steps < 2 or not span > 0:
         raise ValueError(f"got steps={steps}, span={span}; expected at least 2 steps and a positive span")
     device = device_of(model)
@@ -146,6 +157,11 @@ def order_by_kl(kl: Tensor | Sequence[float] | None, num_dimensions: int) -> lis
     if kl is None or not len(kl):
         return list(range(num_dimensions))
     return torch.argsort(torch.as_tensor(kl), descending=True, stable=True).tolist()
+
+
+def in_codes(model: Any) -> bool:
+    """Return whether a model's latents are codes."""
+    return hasattr(getattr(model, "posterior", None), "snap")
 
 
 # -- inside

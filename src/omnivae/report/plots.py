@@ -129,6 +129,44 @@ def kl_bar(kl_per_dimension: Sequence[float], *, threshold: float = 0.01) -> byt
     return png_of(figure)
 
 
+def code_histogram(counts: Sequence[Sequence[int]], num_codes: int) -> bytes:
+    """Draw how often each code was chosen, most frequent first, one line for each codebook.
+
+    Args:
+        counts: how often each code occurs that does, one sequence a codebook, at least one count each.
+        num_codes: size of a codebook.
+
+    Returns:
+        PNG bytes.
+
+    Raises:
+        ValueError: where nothing was counted.
+    """
+    if not counts or not all(len(book) for book in counts):
+        raise ValueError("got a codebook without a single code; expected the counts of at least one image")
+    figure = figure_of(10.8, 2.9)
+    axes = figure.add_subplot()
+    style_axes(axes, grid="y")
+    said = []
+    for i, book in enumerate(counts):
+        share = np.sort(np.asarray(book, dtype=float))[::-1] / sum(book)
+        perplexity = float(np.exp(-(share * np.log(share)).sum()))
+        # Steps, and down to zero after the last code that occurs.
+        edges = np.arange(len(share) + 1)
+        style = {"color": CLASSES[i % len(CLASSES)] if len(counts) > 1 else BLUE, "linewidth": 1.4}
+        axes.stairs(
+            100 * share, edges, baseline=0, fill=len(counts) == 1, alpha=1 if len(counts) > 1 else 0.85, **style
+        )
+        name = f"codebook {i + 1}: " if len(counts) > 1 else ""
+        said.append(f"{name}{len(share):,} of {num_codes:,} codes occur, perplexity {perplexity:.1f}")
+    axes.axhline(100 / num_codes, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xlim(0, min(num_codes, max(64, 2 * max(len(book) for book in counts))))
+    axes.set_ylabel("share (%)", fontsize=9, color=MUTED)
+    axes.set_xlabel("codes, most frequent first", fontsize=9, color=MUTED)
+    axes.set_title("\n".join(said), loc="left", fontsize=9.5, color=INK)
+    return png_of(figure)
+
+
 def latent_map(
     latents: Any,
     labels: Any = None,

@@ -1,6 +1,6 @@
 """The doctor: reads a run's logs and advises in the right direction."""
 
-from omnivae.jobs.doctor import fitting, latent, operation, optimisation
+from omnivae.jobs.doctor import codes, fitting, latent, operation, optimisation
 from omnivae.jobs.doctor.examine import diagnose, examine
 from omnivae.jobs.doctor.records import Curve, Look, Record, read_curves, read_run
 from omnivae.jobs.doctor.registry import RULES, SEVERITIES, Examination, Finding, Rule, Severity, apply_rules, rule
@@ -16,6 +16,7 @@ __all__ = [
     "Rule",
     "Severity",
     "apply_rules",
+    "codes",
     "diagnose",
     "examine",
     "fitting",
