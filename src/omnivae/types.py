@@ -130,3 +130,24 @@ class VAEOutput:
         yield self.reconstruction
         yield self.mean
         yield self.logvar
+
+
+@dataclass(frozen=True)
+class SemiSupervisedOutput(VAEOutput):
+    """What a model with classes returns: the output under one class of each image, and under the others where it is not known.
+
+    Attributes:
+        log_class: log q(y|x) in nats, ``[B, K]``.
+        known: whether each image's class was given, ``[B]``.
+        choice: the class of the output, ``[B]``: given, drawn or the likeliest.
+        others: of every pair of an image whose class is not known and another class than the chosen one, R pairs; or ``None``.
+        others_image: the image of each pair, ``[R]``.
+        others_class: its class, ``[R]``.
+    """
+
+    log_class: Tensor
+    known: Tensor
+    choice: Tensor
+    others: VAEOutput | None
+    others_image: Tensor
+    others_class: Tensor

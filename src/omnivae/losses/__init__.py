@@ -20,6 +20,7 @@ from omnivae.losses.schedules import (
     Schedule,
     value_at,
 )
+from omnivae.losses.semi_supervised import M2
 
 __all__ = [
     "AAE",
@@ -29,6 +30,7 @@ __all__ = [
     "KL",
     "L1",
     "LPIPS",
+    "M2",
     "MMD",
     "MSE",
     "MSSSIM",

@@ -57,6 +57,7 @@ __all__ = [
     "ladder_vae",
     "lfq_vae",
     "lite_vae",
+    "m2_vae",
     "member",
     "miwae",
     "mixture_vae",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from omnivae.likelihoods import Likelihood
-from omnivae.models import VAE
+from omnivae.models import VAE, SemiSupervisedVAE
 from omnivae.networks.conditioning import Conditioning
 from omnivae.networks.conv import ConvNorm
+from omnivae.networks.mlp import MLPDecoder, MLPEncoder
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import ConditionalGaussianPrior, StandardNormal
+from omnivae.recipes.common import image_shape, likelihood_and_range
 from omnivae.recipes.convolutional import conv_model
 from omnivae.recipes.family import member
 
@@ -78,4 +80,59 @@ def c_vae(
         value_range=value_range,
         cond_dim=cond_dim,
         conditioning=conditioning,
+    )
+
+
+@member(
+    paper="Kingma et al., Semi-supervised Learning with Deep Generative Models (2014), model M2",
+    equation="L(x, y) of labelled images, Σ_y q(y|x) L(x, y) - H(q(y|x)) of the others, - α log q(y|x)",
+    purpose="a classifier, and images by class, where few images have a label",
+    losses={"m2": {}},
+    data={"cond": "label", "labels_per_class": 10},
+)
+def m2_vae(
+    *,
+    in_channels: int = 1,
+    image_size: int | Sequence[int] = 28,
+    latent_dim: int = 50,
+    hidden: Sequence[int] = (500,),
+    num_classes: int = 10,
+    dim: int = 2,
+    likelihood: str | Likelihood = "bernoulli",
+    value_range: Sequence[float] | None = None,
+) -> SemiSupervisedVAE:
+    """Return M2: a VAE with a class, told for a few images and inferred for the rest (Kingma et al. 2014, section 2).
+
+    Fully connected as in the paper, one hidden layer of 500 and 50 latent dimensions; images of one small size.
+
+    Args:
+        in_channels: image channels.
+        image_size: edge length or size of the canvas.
+        latent_dim: size of the vector z.
+        hidden: width of each layer of the classifier, the encoder and, in reverse, the decoder.
+        num_classes: K; in a run the classes of the data.
+        dim: number of spatial axes, 1 to 3.
+        likelihood: name or object.
+        value_range: lowest and highest pixel value; follows the likelihood by default.
+
+    Returns:
+        The model; train it with the loss ``m2``.
+
+    Example:
+        >>> m2_vae(hidden=(16,)).num_classes
+        10
+    """
+    head, value_range = likelihood_and_range(likelihood, value_range)
+    size, widths = image_shape(image_size, dim), tuple(hidden)
+    told: dict[str, Any] = {"activation": "softplus", "cond_dim": num_classes}
+    return SemiSupervisedVAE(
+        MLPEncoder(in_channels, size, widths, activation="softplus"),
+        MLPEncoder(in_channels, size, widths, **told),
+        GaussianPosterior(widths[-1], latent_dim, 0),
+        MLPDecoder(latent_dim, head.num_parameters(in_channels), size, widths[::-1], **told),
+        head,
+        StandardNormal(),
+        num_classes=num_classes,
+        value_range=value_range,
+        image_size=size,
     )
