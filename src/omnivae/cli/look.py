@@ -30,9 +30,17 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
         "omnivae reconstruct runs/photos a.jpg scans/ --output decoded/",
     )
     parser.add_argument("model", type=str, help="a model directory or a run")
-    parser.add_argument("files", type=str, nargs="+", help="image files, or folders of them")
     parser.add_argument(
-        "--output", type=str, required=True, help="directory for the reconstructions, under the same names"
+        "files",
+        type=str,
+        nargs="+",
+        help="image files, or folders of them; for a model of text sentences, or text files",
+    )
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="directory for the reconstructions, under the same names; for a model of text a .txt file, or nothing to print only",
     )
     parser.add_argument(
         "--on_error",
@@ -49,8 +57,14 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
 def reconstruct(argv: Sequence[str]) -> int:
     """Run the command."""
     from omnivae.jobs.reconstruct import reconstruct_files
+    from omnivae.jobs.text import is_text_model, reconstruct_sentences
 
     given = parse(reconstruct_parser(), argv)
+    if is_text_model(given.model):
+        pairs = reconstruct_sentences(given.model, given.files)
+        return _say([again for _, again in pairs], given.output, [f"{text}\n    -> {again}" for text, again in pairs])
+    if given.output is None:
+        raise ValueError("say where the reconstructions go: --output DIRECTORY")
     written = reconstruct_files(
         given.model,
         given.files,
@@ -89,6 +103,9 @@ def sample_parser() -> jsonargparse.ArgumentParser:
         default=None,
         help="multiplies the prior's standard deviation; 1 by default, and 0 (the mean) with --levels",
     )
+    parser.add_argument(
+        "--top_k", type=int | None, default=None, help="of a prior over codes: draw from the likeliest so many"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--output", type=str, default="samples.png", help="picture to write")
     _add_precision(parser)
@@ -98,10 +115,14 @@ def sample_parser() -> jsonargparse.ArgumentParser:
 def sample(argv: Sequence[str]) -> int:
     """Run the command."""
     from omnivae.jobs.look import sample_images
+    from omnivae.jobs.text import is_text_model, sample_sentences
 
     given = parse(sample_parser(), argv)
     if given.n < 1:
         raise ValueError(f"got --n {given.n}; expected at least 1 image")
+    if is_text_model(given.model):
+        temperature = 1.0 if given.temperature is None else given.temperature
+        return _say(sample_sentences(given.model, n=given.n, temperature=temperature, seed=given.seed), given.output)
     if given.levels:
         return _sample_levels(given)
     print(
@@ -112,6 +133,7 @@ def sample(argv: Sequence[str]) -> int:
             size=given.size,
             cond=given.cond,
             temperature=1.0 if given.temperature is None else given.temperature,
+            top_k=given.top_k,
             seed=given.seed,
             precision=given.precision,
         )
@@ -122,7 +144,7 @@ def sample(argv: Sequence[str]) -> int:
 def _sample_levels(given: jsonargparse.Namespace) -> int:
     from omnivae.jobs.levels import level_images
 
-    unused = [name for name in ("size", "cond") if given[name] is not None]
+    unused = [name for name in ("size", "cond", "top_k") if given[name] is not None]
     if unused:
         raise ValueError(f"got --levels and --{unused[0]}, which it does not take: leave out one of them")
     print(
@@ -146,8 +168,8 @@ def interpolate_parser() -> jsonargparse.ArgumentParser:
         "omnivae interpolate runs/photos a.jpg b.jpg --mode spherical --output walk.png",
     )
     parser.add_argument("model", type=str, help="a model directory or a run")
-    parser.add_argument("first", type=str, help="image file")
-    parser.add_argument("second", type=str, help="image file of the same size")
+    parser.add_argument("first", type=str, help="image file; for a model of text a sentence")
+    parser.add_argument("second", type=str, help="image file of the same size; for a model of text a sentence")
     parser.add_argument("--steps", type=int, default=10, help="images on the way, both ends included")
     parser.add_argument(
         "--mode",
@@ -165,8 +187,12 @@ def interpolate_parser() -> jsonargparse.ArgumentParser:
 def interpolate(argv: Sequence[str]) -> int:
     """Run the command."""
     from omnivae.jobs.look import interpolate_files
+    from omnivae.jobs.text import interpolate_sentences, is_text_model
 
     given = parse(interpolate_parser(), argv)
+    if is_text_model(given.model):
+        walk = interpolate_sentences(given.model, given.first, given.second, steps=given.steps, mode=given.mode)
+        return _say(walk, given.output)
     path = interpolate_files(
         given.model,
         given.first,
@@ -277,6 +303,19 @@ def report(argv: Sequence[str]) -> int:
 
     given = parse(report_parser(), argv)
     print(report_model(given.model, given.output, path=given.data.path))
+    return 0
+
+
+def _say(lines: Sequence[str], output: str | None, shown: Sequence[str] | None = None) -> int:
+    """Print sentences, and write them into a text file where one was asked for."""
+    from pathlib import Path
+
+    from omnivae.files import write_atomic
+
+    print("\n".join(shown or lines))
+    if output is not None and Path(output).suffix.lower() in (".txt", ".text"):
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(output), ("\n".join(lines) + "\n").encode())
     return 0
 
 

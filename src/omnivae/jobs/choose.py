@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from omnivae.data import DataConfig, DataSplits, load_data
+from omnivae.data import DataConfig, DataSplits, is_text, load_data
 
 #: Largest side that a vector latent and a plain convolutional stack serve well.
 SMALL = 64
@@ -25,6 +25,10 @@ def choose_for(data: DataConfig) -> dict[str, Any]:
     Raises:
         ValueError: for data that cannot be trained on.
     """
+    if is_text(data):
+        from omnivae.jobs.text import choose_for_text
+
+        return choose_for_text(data)
     side = None
     try:
         splits = load_data(data)

@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from omnivae.jobs.conditions import EVERY, every_class, needed_condition, told
 from omnivae.jobs.evaluate import images_for, load
 from omnivae.jobs.reconstruct import read_for
+from omnivae.jobs.text import is_text_model, report_text
 from omnivae.jobs.train import write_run_report
 from omnivae.metrics import evaluate
 from omnivae.models import VAE
@@ -228,6 +229,8 @@ def report_model(model: str | Path, output: str | Path, *, path: str | None = No
     Returns:
         The file written.
     """
+    if is_text_model(model):
+        return report_text(model, output, path=path)
     directory = find_model(model)
     run = directory.parent
     loaded, dataset, splits, *_ = images_for(model, path, "auto", None, "32")

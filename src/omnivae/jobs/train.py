@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from omnivae.component import suggestion
-from omnivae.data import DataConfig, DataSplits, collate, load_data
+from omnivae.data import DataConfig, DataSplits, TextSplits, collate, collate_text, is_text, load_data
 from omnivae.data.config import EMBEDDED
 from omnivae.data.downloads import PUBLISHED
 from omnivae.files import remove_leftovers, replace_atomic, write_atomic
@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 PREPARATION = ("cond", "image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
 CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
-REPORT_METRICS = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl", "perplexity", "code_usage")
-REPORT_IMAGES = 256
+REPORT_METRICS, REPORT_IMAGES = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl"), 256
+#: Images of a world from which a report tells what the codes know of its factors.
+REPORT_ROWS = 3_000
 
 
 def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) -> VAE:
@@ -99,15 +100,25 @@ def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) 
     return recipe(**arguments)
 
 
-def prepare(config: RunConfig) -> tuple[VAE, dict[str, Loss], DataSplits]:
+def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict[str, Loss], DataSplits]:
     """Build everything that a run needs, and refuse what cannot work, before anything is trained.
 
     Args:
         config: the run.
+        directory: of a run that may be continued; sentences keep its vocabulary.
 
     Returns:
         Model, losses and data.
     """
+    if is_text(config.data):
+        from omnivae.jobs.text import prepare_text
+
+        return prepare_text(config, directory)  # type: ignore[return-value]
+    if config.model.get("recipe") == "text_vae":
+        raise ValueError(
+            f"the recipe text_vae reads sentences and {config.data.path} holds images: give data.path a .txt file with one "
+            "sentence a line, or choose a recipe of images"
+        )
     losses = build_losses(config.losses)
     start = None if config.checkpoint is None else VAE.from_pretrained(config.checkpoint)
     # Classes and attributes mean to weights what they meant where these were trained.
@@ -193,12 +204,13 @@ def train(
 
 
 def _train(config: RunConfig, directory: Path, *, progress: bool, report: bool, accept_changes: bool) -> FitResult:
+    from omnivae.jobs.text import draw_sentences, without_compiling
     from omnivae.training import fit
 
     # Of several processes rank 0 alone looks at the directory and writes into it.
     first = world().rank == 0
     together(lambda: check_output(directory, config, accept_changes=accept_changes) if first else None)
-    model, losses, splits = first_on_each_machine(lambda: prepare(config))
+    model, losses, splits = first_on_each_machine(lambda: prepare(config, directory))
     together(lambda: check_data(directory, splits, accept_changes=accept_changes) if first else None)
     if first:
         for folder in (directory, directory / CHECKPOINTS, directory / MODEL, directory / PICTURES):
@@ -207,17 +219,24 @@ def _train(config: RunConfig, directory: Path, *, progress: bool, report: bool, 
         if accept_changes or not (directory / MANIFEST).is_file():
             write_manifest(directory, splits)
     log.info(
-        "%s: %s parameters; %d training, %d validation and %d test images of %s",
+        "%s: %s parameters; %d training, %d validation and %d test %s of %s",
         type(model).__name__,
         f"{model.num_parameters():,}",
         len(splits.train),
         len(splits.val),
         len(splits.test),
+        "sentences" if isinstance(splits, TextSplits) else "images",
         splits.name,
     )
 
     splits.train.keep_decoded(config.data.cache, any_size=bool(config.data.resolutions))
     splits.val.keep_decoded(config.data.cache)
+
+    sentences = isinstance(splits, TextSplits)
+
+    def look(trained: nn.Module, step: int) -> None:
+        path = directory / PICTURES / f"step-{step:08d}.png"
+        (draw_sentences(trained, splits, path.with_suffix(".txt")) if sentences else draw(trained, splits, path))  # type: ignore[arg-type]
 
     def save(trained: nn.Module) -> None:
         trained.save_pretrained(directory / MODEL)  # type: ignore[operator]
@@ -227,13 +246,13 @@ def _train(config: RunConfig, directory: Path, *, progress: bool, report: bool, 
         losses,
         splits.train,
         splits.val,
-        config=config.training,
+        config=without_compiling(config.training) if sentences else config.training,
         directory=directory,
         save_model=save,
-        collate=collate,
+        collate=collate_text if sentences else collate,
         num_workers=config.data.num_workers,
         resolutions=config.data.resolutions,
-        draw=lambda trained, step: draw(trained, splits, directory / PICTURES / f"step-{step:08d}.png"),
+        draw=look,
         progress=progress,
     )
     if result.complete and report and first:
@@ -272,15 +291,23 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
         The report.
     """
     from omnivae.jobs.doctor import diagnose
+    from omnivae.jobs.factors import process_of
     from omnivae.jobs.provenance import provenance_of
     from omnivae.metrics import evaluate
     from omnivae.metrics.registry import measurable
     from omnivae.report import write_report
 
+    if isinstance(splits, TextSplits):
+        from omnivae.jobs.text import report_text
+
+        return report_text(directory, output or directory / REPORT)
     model = VAE.from_pretrained(directory)
     subset = torch.utils.data.Subset(splits.test, range(min(len(splits.test), REPORT_IMAGES)))
     known = provenance_of(directory, splits, "test")
-    evaluation = evaluate(model, subset, measurable(REPORT_METRICS, model), provenance=known, progress=False)
+    # Of a world, also what a vector of codes knows of its factors.
+    process = process_of(splits, model, num_rows=REPORT_ROWS) if model.image_size is not None else None
+    names = [*measurable(REPORT_METRICS, model), *(("mig", "dci_disentanglement") if process else ())]
+    evaluation = evaluate(model, subset, names, provenance=known, process=process, progress=False)
     evaluation.to_json(directory / "evaluation.json")
     return write_report(
         model,

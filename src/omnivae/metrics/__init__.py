@@ -31,6 +31,7 @@ from omnivae.metrics.registry import METRICS, Metric, metric
 from omnivae.metrics.regret import likelihood_regret
 from omnivae.metrics.runner import evaluate
 from omnivae.metrics.smoothness import interpolation_roughness, path_length
+from omnivae.metrics.text import token_accuracy, token_perplexity, word_perplexity
 from omnivae.metrics.uniformity import density_cv, density_entropy, density_gini
 
 __all__ = [
@@ -82,5 +83,8 @@ __all__ = [
     "psnr",
     "rfd",
     "ssim",
+    "token_accuracy",
+    "token_perplexity",
     "total_correlation",
+    "word_perplexity",
 ]

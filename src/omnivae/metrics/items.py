@@ -164,11 +164,14 @@ def _portable(value: Any) -> Any:
 def _checked(key: str, fields: dict[str, Any], content: str | None, model: Any, label: np.ndarray | None) -> Item:
     tensors = {name: torch.as_tensor(np.array(v) if isinstance(v, np.ndarray) else v) for name, v in fields.items()}
     x = tensors["x"]
-    for name in ("x", "target"):
-        if name in tensors:
-            _check_values(tensors[name], key, model.value_range)
-    if x.ndim < 2 or x.shape[0] != model.in_channels:
-        raise ValueError(f"image {key!r} has shape {tuple(x.shape)}; this model takes [{model.in_channels}, *S]")
+    if hasattr(model, "check_item"):
+        model.check_item(x, key)  # a model of sentences knows what one is
+    else:
+        for name in ("x", "target"):
+            if name in tensors:
+                _check_values(tensors[name], key, model.value_range)
+        if x.ndim < 2 or x.shape[0] != model.in_channels:
+            raise ValueError(f"image {key!r} has shape {tuple(x.shape)}; this model takes [{model.in_channels}, *S]")
     if "mask" in tensors:
         tensors["mask"] = _checked_mask(tensors["mask"], x, key)
     digest = hashlib.sha256()
