@@ -67,7 +67,7 @@ def test_commands_parse(argv, monkeypatch, tmp_path):
 def test_configurations_build(path):
     text = path.read_text()
     assert len(text.splitlines()) < 60
-    config, *_ = read_run(["--config", str(path), *[f"--losses.{n}.weight=0" for n in ("lpips", "vf", "gan")]])
+    config, *_ = read_run(["--config", str(path), *[f"--losses.{n}.weight=0" for n in ("lpips", "vf", "gan", "dfc")]])
     assert build_losses(config.losses)
     arguments = dict(config.model)
     with torch.device("meta"):

@@ -59,8 +59,10 @@ TOY = {
 CONVOLUTIONAL = {"in_channels": 3, "image_size": 16, "latent_dim": 4, "channels": [4, 8], "hidden": [8]}
 FULLY_CONNECTED = {"in_channels": 3, "image_size": 16, "latent_dim": 4, "hidden": [16, 8]}
 TOY |= dict.fromkeys(
-    ("capacity_vae", "beta_tc_vae", "factor_vae", "dip_vae_i", "dip_vae_ii", "info_vae", "wae"), CONVOLUTIONAL
+    ("capacity_vae", "beta_tc_vae", "factor_vae", "dip_vae_i", "dip_vae_ii", "info_vae", "wae", "sigma_vae", "ms_ssim_vae", "dfc_vae"),
+    CONVOLUTIONAL,
 )
+TOY["eq_vae"] = TOY["kl_autoencoder"]
 TOY |= dict.fromkeys(("iwae", "miwae", "ciwae", "aae"), FULLY_CONNECTED)
 TOY |= {
     "hierarchical_vae": {
@@ -424,11 +426,13 @@ def loss_arguments(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("weights")
     torch.save({f"features.{k}": v for k, v in alexnet().features.state_dict().items()}, folder / "alexnet.pth")
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), folder / "resnet.pth")
     vit = "test_vit"
     torch.save(timm.create_model(vit, num_classes=0).state_dict(), folder / "vit.pth")
     return {
         "lpips": {"weights_path": str(folder / "alexnet.pth"), "network": "alex"},
         "vf": {"weights_path": str(folder / "vit.pth"), "model": vit},
+        "dfc": {"weights_path": str(folder / "resnet.pth"), "model": "test_resnet", "stages": [0, 1]},
         "gan": {"channels": 4, "num_layers": 2},
         "factor": {"width": 8, "depth": 2},
         "aae": {"width": 8, "depth": 1},

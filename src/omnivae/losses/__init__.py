@@ -8,6 +8,8 @@ from omnivae.losses.bounds import IWAE
 from omnivae.losses.disentanglement import DIP, TC, Decomposition, decompose
 from omnivae.losses.divergences import MMD, mmd
 from omnivae.losses.elbo import KL, NLL
+from omnivae.losses.equivariance import Equivariance
+from omnivae.losses.features import DFC
 from omnivae.losses.latent_adversarial import AAE, Factor, permute_dimensions
 from omnivae.losses.penalty import CodeEntropy, Commitment, LatentNorm, Penalty
 from omnivae.losses.perceptual import LPIPS
@@ -24,6 +26,7 @@ from omnivae.losses.semi_supervised import M2
 
 __all__ = [
     "AAE",
+    "DFC",
     "DIP",
     "GAN",
     "IWAE",
@@ -44,6 +47,7 @@ __all__ = [
     "CosineSchedule",
     "CyclicalSchedule",
     "Decomposition",
+    "Equivariance",
     "Factor",
     "LatentNorm",
     "LinearSchedule",

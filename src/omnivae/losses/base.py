@@ -8,11 +8,12 @@ everything" losses of other code bases are spelt here. The weight, a number or a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from omnivae.component import Component, from_config, registered
 from omnivae.losses.schedules import Schedule, value_at
@@ -53,6 +54,8 @@ class Loss(nn.Module, Component):
             penalty), "prior", "independent prior" (in its dimensions), "kl of each element", "vector latent", "one latent".
         instead: property that is missing -> the setting to change, where dropping the loss is not the first thing to do.
         replaces: losses that this one stands in the place of.
+        decodes: whether it decodes latents of its own, a second pass through the decoder.
+        decode: p(x|z) of any z of this batch, its condition included; set by the trainer where ``decodes``.
         least_size: least number of pixels along each axis of an image.
         smaller: the setting that lowers ``least_size``, in words.
         step: optimiser steps so far, set by the trainer.
@@ -66,6 +69,8 @@ class Loss(nn.Module, Component):
     needs: frozenset[str] = frozenset()
     instead: Mapping[str, str] = MappingProxyType({})
     replaces: frozenset[str] = frozenset()
+    decodes: bool = False
+    decode: Callable[[Tensor], Distribution] | None = None
     least_size: int = 1
     smaller: str = ""
     step: int = 0

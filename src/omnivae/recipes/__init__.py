@@ -21,6 +21,7 @@ from omnivae.recipes.objectives import (
 )
 from omnivae.recipes.posteriors import autoencoder, fsq_vae, full_covariance_vae, lfq_vae, residual_vq_vae, vq_vae
 from omnivae.recipes.priors import mixture_vae, vamp_vae
+from omnivae.recipes.sharp import dfc_vae, eq_vae, ms_ssim_vae, sigma_vae
 from omnivae.recipes.supports import gumbel_softmax_vae, hyperspherical_vae
 from omnivae.recipes.text import text_vae
 from omnivae.recipes.transvae import TransVAE
@@ -40,8 +41,10 @@ __all__ = [
     "cnn_vae",
     "conv_vae",
     "deep_hierarchical_vae",
+    "dfc_vae",
     "dip_vae_i",
     "dip_vae_ii",
+    "eq_vae",
     "factor_vae",
     "flow_prior_vae",
     "flow_vae",
@@ -61,7 +64,9 @@ __all__ = [
     "member",
     "miwae",
     "mixture_vae",
+    "ms_ssim_vae",
     "residual_vq_vae",
+    "sigma_vae",
     "swin_vae",
     "text_vae",
     "vamp_vae",

@@ -212,6 +212,9 @@ class VAEModule(pl.LightningModule):
         for name, loss in self.losses.items():
             assert isinstance(loss, Loss)
             loss.step, loss.epoch = step, step / self.steps_per_epoch
+            if loss.decodes:
+                # A function and no reference to the model: a copy of the losses must not copy that too.
+                loss.decode = lambda z: self.vae.likelihood(z, batch.get("cond"))  # type: ignore[operator]
             value = loss(output, batch)
             terms[name] = value.detach()
             if isinstance(loss, AdaptiveLoss) and loss.adaptive:
