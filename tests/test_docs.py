@@ -30,6 +30,10 @@ def test_python_blocks_run(path, tmp_path, monkeypatch):
     for block in blocks(path, "python"):
         exec(compile(block, str(path), "exec"), names)
     assert names or not blocks(path, "python")
+    # The pictures of the guide are those that its code draws.
+    for picture in re.findall(r"\.\./images/guide/([\w-]+\.png)", path.read_text()):
+        assert (tmp_path / picture).is_file()
+        assert (ROOT / "docs" / "images" / "guide" / picture).is_file()
 
 
 def commands():
@@ -55,7 +59,7 @@ def test_commands_parse(argv, monkeypatch, tmp_path):
     assert command in COMMANDS
     if command != "train":
         assert parse(parser_of(command), arguments)
-    elif "--config" in arguments:
+    elif "--config" in arguments or "--world" in arguments:
         assert read_run(arguments)[0].losses
     else:
         # Without a configuration the images themselves are looked at: any embedded ones will do here.

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 
 from omnivae.jobs.conditions import EVERY, every_class, needed_condition, told
 from omnivae.jobs.evaluate import images_for, load
+from omnivae.jobs.factors import process_of
 from omnivae.jobs.reconstruct import read_for
 from omnivae.jobs.text import is_text_model, report_text
 from omnivae.jobs.train import write_run_report
@@ -19,6 +20,9 @@ from omnivae.metrics import evaluate
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
 from omnivae.training.device import Precision
+
+#: Images of a world from which a dimension's factor is told.
+LABEL_ROWS = 2_000
 
 
 def sample_images(
@@ -29,8 +33,8 @@ def sample_images(
     size: Sequence[int] | None = None,
     cond: str | None = None,
     temperature: float = 1.0,
-    seed: int = 0,
     top_k: int | None = None,
+    seed: int = 0,
     precision: Precision = "auto",
 ) -> Path:
     """Draw images from the prior into one picture.
@@ -99,7 +103,9 @@ def transfer_images(
     loaded, dataset, *_ = images_for(model, path, "auto", None, precision)
     known = needed_condition(loaded)
     if known is None:
-        raise ValueError("this model takes no condition, so there is nothing to change: train one with the recipe c_vae")
+        raise ValueError(
+            "this model takes no condition, so there is nothing to change: train one with the recipe c_vae"
+        )
     names = list(to) or every_class(known)[0]
     shown = same_size(choose(dataset, 4 * n, seed=0), n)
     device = next(loaded.parameters()).device
@@ -179,6 +185,8 @@ def traverse_file(
 ) -> Path:
     """Vary one latent dimension at a time, the most informative first, into one picture.
 
+    Where the run's images are of a world, each dimension is labelled with the factor that it knows most of.
+
     Args:
         model: a model directory or a run.
         output: PNG file.
@@ -194,18 +202,22 @@ def traverse_file(
     Returns:
         The file written.
     """
+    from omnivae.metrics.factors import draw_table
     from omnivae.report import traverse_model
+    from omnivae.report.factors import labels_of_table
 
-    loaded, dataset, *_ = images_for(model, None, "auto", None, precision)
+    loaded, dataset, splits, *_ = images_for(model, None, "auto", None, precision)
     items = [dataset[i] for i in range(min(256, len(dataset)))]
     references = torch.stack([item["x"] for item in items])
     x = references[0] if image is None else read_for(loaded, image)[0]
     others = None if loaded.cond_dim is None else torch.stack([item["cond"] for item in items])
     own = told(loaded, cond) if image is not None or cond is not None or others is None else others[0]
+    process = process_of(splits, loaded, num_rows=LABEL_ROWS) if loaded.image_size is not None else None
     picture = traverse_model(
         loaded,
         x,
         references,
+        factors=None if process is None else labels_of_table(draw_table(loaded, process)),
         num_dimensions=num_dimensions,
         span=span,
         steps=steps,

@@ -27,6 +27,7 @@ from omnivae.models import VAE
 from omnivae.models.storage import STATISTICS, load_exactly
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult
+from omnivae.training.corruption import Corruption
 from omnivae.training.distributed import RESULT, first_on_each_machine, joined, note, together
 from omnivae.training.world import launched, num_processes, world
 
@@ -36,7 +37,20 @@ log = logging.getLogger(__name__)
 PREPARATION = ("cond", "image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
 CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
-REPORT_METRICS, REPORT_IMAGES = ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "bits_per_dim", "kl"), 256
+REPORT_METRICS = (
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "mse",
+    "l1",
+    "elbo",
+    "bits_per_dim",
+    "kl",
+    "perplexity",
+    "code_usage",
+    "class_accuracy",
+)
+REPORT_IMAGES = 256
 #: Images of a world from which a report tells what the codes know of its factors.
 REPORT_ROWS = 3_000
 
@@ -154,6 +168,9 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
         "data": {"name": splits.name, "alpha": splits.alpha}
         | {name: getattr(config.data, name) for name in PREPARATION},
     }
+    if config.training.corrupt != "none":
+        corruption = Corruption(config.training.corrupt, config.training.corrupt_strength)
+        model.statistics["corruption"] = corruption.to_dict()
     if splits.condition is not None:
         model.statistics[COND] = splits.condition.to_dict()
     return model, losses, splits

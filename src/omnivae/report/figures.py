@@ -209,6 +209,7 @@ def traversal_grid(
     *,
     dimensions: Sequence[int] | None = None,
     kl: Sequence[float] | None = None,
+    factors: Sequence[str] | None = None,
     span: float = 3.0,
     min_tile: int = MIN_TILE,
     max_tile: int = MAX_TILE,
@@ -221,6 +222,7 @@ def traversal_grid(
         value_range: what becomes black and white.
         dimensions: the number of each row's dimension; 0, 1, ... by default.
         kl: KL of every latent dimension in nats, indexed by dimension.
+        factors: what every latent dimension tells of, indexed by dimension; empty where it tells nothing.
         span: standard deviations at the ends, for the headings.
         min_tile: least length of a tile's longer side in pixels.
         max_tile: greatest length of a tile's longer side in pixels.
@@ -231,7 +233,9 @@ def traversal_grid(
     """
     dimensions = range(len(frames)) if dimensions is None else dimensions
     names = [
-        f"z{d}" + (f"\n{kl[d]:.{2 if kl[d] < 100 else 0}f} nats" if kl is not None and len(kl) else "")
+        f"z{d}"
+        + (f"\n{kl[d]:.{2 if kl[d] < 100 else 0}f} nats" if kl is not None and len(kl) else "")
+        + (f"\n{factors[d]}" if factors is not None and factors[d] else "")
         for d in dimensions
     ]
     headings = [f"{v:+.1f} σ".replace("-", "−") if v else "mean" for v in np.linspace(-span, span, frames.shape[1])]

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from omnivae.metrics import METRICS, Evaluation, evaluate, psnr
 from omnivae.report import figures, page, plots
 from omnivae.report.collect import Chosen, Encoded, batch_size_for, choose, encode_all, same_size, stack
 from omnivae.report.colours import colour_names
+from omnivae.report.factors import factor_maps, labels_of
 from omnivae.report.history import read_history
 from omnivae.report.latent_ops import (
     device_of,
@@ -111,12 +113,12 @@ def write_report(
             _reconstructions(model, shown[:num_images], device),
             _samples(model, shown, device, seed),
             *_interpolations(model, shown, device),
-            *_traversals(model, shown[0], encoded),
+            *_traversals(model, shown[0], encoded, evaluation),
             *_kl(encoded, evaluation),
-            *_latent_map(encoded, classes, projections, seed),
-        ]
             *_factors(evaluation),
             *_codes(encoded),
+            *_latent_map(encoded, classes, projections, seed),
+        ]
         if curves:
             note = "Each panel is one quantity over the training steps; a logarithmic axis where values span decades."
             sections.append(
@@ -226,13 +228,13 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
     ends = torch.stack([torch.stack([a["x"], b["x"]]) for a, b in pairs])
     grid = figures.interpolation_grid(frames, model.value_range, ends=ends, max_tile=160, alpha=has_alpha(model))
     note = "Straight lines between the posterior means of two images; the number is the share of the second image."
-    alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
-    yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
     if in_codes(model):
         note = (
-            "Straight lines between the codes of two images, each vector replaced by the nearest code; the number is the share of the "
-            "second image."
+            "Straight lines between the codes of two images, each vector replaced by the nearest code; the number is the share of "
+            "the second image."
         )
+    alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
+    yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
 
 
 def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluation: Evaluation) -> Iterator[Section]:
@@ -248,11 +250,14 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluatio
         statistics=(encoded.centre, encoded.spread),
         cond=_cond(item),
     )
+    known = evaluation.details.get("mig")
+    labels = known and labels_of(np.array(known["mutual_information"]), np.array(known["entropy"]), known["factors"])
     grid = figures.traversal_grid(
         frames,
         model.value_range,
         dimensions=order,
         kl=encoded.kl,
+        factors=labels if labels and len(labels) == len(encoded.centre) else None,
         span=span,
         min_tile=72,
         max_tile=128,
@@ -268,6 +273,8 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluatio
     )
     if encoded.kl:
         note += " Ordered by KL: the dimensions that carry most information first."
+    if labels:
+        note += " Below it, the factor of which the dimension knows the largest share, and that share."
     alt = f"Traversals of {len(order)} latent dimensions"
     yield page.section("Traversals", note, page.picture(figures.to_png(grid), alt))
 
@@ -283,20 +290,13 @@ def _kl(encoded: Encoded, evaluation: Evaluation) -> Iterator[Section]:
     yield page.section("KL per dimension", note, page.picture(plots.kl_bar(values), alt, scale=2 / 3))
 
 
-def _latent_map(
-    encoded: Encoded, classes: Sequence[str] | None, projections: Sequence[Literal["pca", "tsne"]], seed: int
-) -> Iterator[Section]:
-    count = len(encoded.means)
-    if count < 2 or not projections:
-        return
-    # t-SNE needs neighbourhoods, which a handful of points has not.
 def _codes(encoded: Encoded) -> Iterator[Section]:
     if encoded.codes is None:
         return
     books = encoded.codes.counts()
     note = (
-        f"How often each code was chosen in {len(encoded.means):,} images, the most frequent first. A line at the dashed height would "
-        "be a codebook that is used evenly; where it ends before the last code, the rest were never chosen."
+        f"How often each code was chosen in {len(encoded.means):,} images, the most frequent first. A line at the dashed height "
+        "would be a codebook that is used evenly; where it ends before the last code, the rest were never chosen."
     )
     png = plots.code_histogram([list(counts.values()) for counts in books], encoded.codes.num_codes)
     alt = f"Use of the codes of {len(books)} codebook{'s' * (len(books) > 1)}"
@@ -315,6 +315,13 @@ def _factors(evaluation: Evaluation) -> Iterator[Section]:
     yield page.section("Factors", note, page.picture(factor_maps(evaluation.details), alt, scale=2 / 3))
 
 
+def _latent_map(
+    encoded: Encoded, classes: Sequence[str] | None, projections: Sequence[Literal["pca", "tsne"]], seed: int
+) -> Iterator[Section]:
+    count = len(encoded.means)
+    if count < 2 or not projections:
+        return
+    # t-SNE needs neighbourhoods, which a handful of points has not.
     methods = [m for m in projections if m == "pca" or count >= TSNE_AT_LEAST] or ["pca"]
     png = plots.latent_map(encoded.means, encoded.labels, classes=classes, methods=methods, seed=seed)
     names = {"pca": "their first two principal components", "tsne": "t-SNE, which keeps neighbours together"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -53,6 +54,7 @@ def traverse_model(
     reach: Literal["aggregate", "prior"] = "aggregate",
     cond: Tensor | None = None,
     reference_cond: Tensor | None = None,
+    factors: Sequence[str] | None = None,
 ) -> Image:
     """Draw the traversals of an image's most informative latent dimensions, labelled with their KL.
 
@@ -68,6 +70,7 @@ def traverse_model(
             really are), "prior" for the prior's (where samples come from).
         cond: condition of ``x``, ``[E]``.
         reference_cond: condition of each reference ``[N, E]``; that of ``x`` by default.
+        factors: what every latent dimension tells of (see :func:`omnivae.report.factors.labels_of`), for the labels.
 
     Returns:
         A picture, ready to be saved.
@@ -95,6 +98,7 @@ def traverse_model(
         model.value_range,
         dimensions=order,
         kl=encoded.kl,
+        factors=factors,
         span=span,
         max_tile=160,
         alpha=has_alpha(model),
