@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal  # noqa: F401
+from typing import Literal
 
 import jsonargparse
 
@@ -70,7 +70,211 @@ def arithmetic(argv: Sequence[str]) -> int:
     return 0
 
 
+def anomaly_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae anomaly``."""
+    parser = make_parser(
+        "anomaly",
+        "Score how odd images are, and flag those above a threshold calibrated on held-out normal images.",
+        "omnivae anomaly runs/healthy --normal healthy/held-out --data.path patients/ --output anomalies/",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run, trained on normal images")
+    parser.add_argument("--data.path", type=str, required=True, help="images to score")
+    parser.add_argument(
+        "--normal",
+        type=str | None,
+        default=None,
+        help="normal images that the model was not trained on, for the threshold; the run's test images by default",
+    )
+    parser.add_argument(
+        "--scores",
+        type=str,
+        nargs="+",
+        help="reconstruction (squared error), elbo, nll (importance-weighted), regret (likelihood regret; slow); all by default",
+    )
+    parser.add_argument("--rate", type=float, default=0.05, help="share of normal images to be flagged")
+    parser.add_argument(
+        "--normal_label",
+        type=str | None,
+        default=None,
+        help="class of the normal images to score, for AUROC; good, normal, healthy or ok by default",
+    )
+    parser.add_argument("--num_worst", type=int, default=8, help="images in the picture of the worst")
+    parser.add_argument("--num_samples_nll", type=int, default=50, help="K of the importance-weighted bound")
+    parser.add_argument(
+        "--data.limit", type=int | None, default=None, help="at most so many images of each of the two sets"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the posterior noise and the intervals")
+    parser.add_argument(
+        "--output", type=str, default="anomalies", help="directory for scores.csv, anomaly.json and worst.png"
+    )
+    parser.add_argument(
+        "--precision",
+        type=Literal["32", "bf16", "16", "auto"],
+        default="32",
+        help="of the networks; 32: the model's own figures",
+    )
+    return parser
+
+
+def anomaly(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.anomaly import find_anomalies
+
+    given = parse(anomaly_parser(), argv)
+    report = find_anomalies(
+        given.model,
+        given.data.path,
+        given.output,
+        normal=given.normal,
+        scores=given.scores,
+        rate=given.rate,
+        normal_label=given.normal_label,
+        num_worst=given.num_worst,
+        num_samples_nll=given.num_samples_nll,
+        limit=given.data.limit,
+        seed=given.seed,
+        precision=given.precision,
+    )
+    for line in report.lines():
+        print(line)
+    print(given.output)
+    return 0
+
+
+def denoise_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae denoise``."""
+    parser = make_parser(
+        "denoise",
+        "Remove noise with a model that was trained to (training.corrupt), or measure how well it does.",
+        "omnivae denoise runs/denoiser noisy/ --output clean/",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument(
+        "files",
+        type=str,
+        nargs="*",
+        help="noisy images, or folders of them; without any, noise as in training is added to clean images and PSNR measured",
+    )
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="directory for the results under the same names; without files a picture",
+    )
+    parser.add_argument(
+        "--clean", type=str | None, default=None, help="folder of the clean images of the same names, to measure PSNR"
+    )
+    parser.add_argument(
+        "--data.path",
+        type=str | None,
+        default=None,
+        help="without files: the clean images; the run's own test images by default",
+    )
+    parser.add_argument("--data.limit", type=int | None, default=None, help="without files: at most so many images")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that is added")
+    _add_precision(parser)
+    return parser
+
+
+def denoise(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from pathlib import Path
+
+    from omnivae.jobs.denoise import compare_files, denoise_files, measure_denoising
+    from omnivae.jobs.reconstruct import list_files
+
+    given = parse(denoise_parser(), argv)
+    results = None
+    if given.files:
+        if given.data.path is not None or given.data.limit is not None:
+            raise ValueError(
+                "got noisy files and --data.path or --data.limit, which name clean images to add noise to; give one of them"
+            )
+        if given.output is None:
+            raise ValueError("say --output DIR, where the denoised images go")
+        for path in denoise_files(given.model, given.files, given.output, precision=given.precision):
+            print(path)
+        if given.clean is not None:
+            pairs = [
+                (source, Path(given.output) / name) for source, name in list_files(given.files, Path(given.output))
+            ]
+            results = compare_files(given.model, pairs, given.clean)
+    else:
+        if given.clean is not None:
+            raise ValueError("got --clean without noisy files; name the files, or give the clean images as --data.path")
+        results = measure_denoising(
+            given.model,
+            given.output,
+            path=given.data.path,
+            limit=given.data.limit,
+            seed=given.seed,
+            precision="32" if given.precision == "auto" else given.precision,
+        )
+        if given.output is not None:
+            print(given.output)
+    for name, result in (results or {}).items():
+        print(f"PSNR {name:<6} {result.mean:.2f} dB ({result.low:.2f} to {result.high:.2f})")
+    return 0
+
+
+def impute_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of ``omnivae impute``."""
+    parser = make_parser(
+        "impute",
+        "Fill missing pixels with what the model expects there given the others, which stay as they are.",
+        "omnivae impute runs/digits a.png --mask holes.png --output filled/",
+    )
+    parser.add_argument("model", type=str, help="a model directory or a run")
+    parser.add_argument("files", type=str, nargs="+", help="images, or folders of them")
+    parser.add_argument(
+        "--mask",
+        type=str,
+        required=True,
+        help="picture that is black where pixels are missing, or a folder with one of the same name for each image",
+    )
+    parser.add_argument("--output", type=str, required=True, help="directory for the results, under the same names")
+    parser.add_argument(
+        "--method",
+        type=Literal["importance", "gibbs"],
+        default="importance",
+        help="importance weights, for models trained with training.corrupt=missing; or a Gibbs chain, for any other",
+    )
+    parser.add_argument("--num_samples", type=int, default=1000, help="samples, or steps of the chain")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument(
+        "--precision",
+        type=Literal["32", "bf16", "16", "auto"],
+        default="32",
+        help="of the networks; 32: the model's own figures",
+    )
+    return parser
+
+
+def impute(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from omnivae.jobs.impute import impute_files
+
+    given = parse(impute_parser(), argv)
+    written = impute_files(
+        given.model,
+        given.files,
+        given.mask,
+        given.output,
+        method=given.method,
+        num_samples=given.num_samples,
+        seed=given.seed,
+        precision=given.precision,
+    )
+    what = "effective share of the samples" if given.method == "importance" else "accepted steps"
+    for path, reliability in written.items():
+        print(f"{path}: {what} {reliability:.3g}")
+    return 0
+
+
 #: Command -> its parser, for the test that freezes the options.
 PARSERS: dict[str, Callable[[], jsonargparse.ArgumentParser]] = {
     "arithmetic": arithmetic_parser,
+    "anomaly": anomaly_parser,
+    "denoise": denoise_parser,
+    "impute": impute_parser,
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnivae.data import DataSplits
+from omnivae.data import DataSplits, ImageDataset
 from omnivae.files import write_atomic
 
 MANIFEST = "data.tsv.gz"
@@ -64,6 +64,25 @@ def data_changes(directory: Path, splits: DataSplits) -> list[str]:
         "in another split": sorted(k for k in both if before[k][0] != now[k][0] and k not in edited),
     }
     return [f"{len(keys)} images {what}, such as {keys[0]}" for what, keys in found.items() if keys]
+
+
+def trained_on(directory: Path, dataset: ImageDataset) -> int:
+    """Return how many of some images are among those that a run was trained on, by their fingerprints.
+
+    Args:
+        directory: the run.
+        dataset: the images.
+
+    Returns:
+        A number; 0 where the directory has no list of its images.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return 0
+    lines = gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
+    entries = (line.split("\t", 2) for line in lines)
+    seen = {fingerprint for split, fingerprint, _ in entries if split == "train" and fingerprint != _UNKNOWN}
+    return sum(dataset.source.fingerprint(int(number)) in seen for number in dataset.indices) if seen else 0
 
 
 def _entries(splits: DataSplits) -> Iterator[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from omnivae.component import suggestion
+from omnivae.training.corruption import Corruption, Kind
 
 Precision = Literal["auto", "32", "bf16", "16"]
 Switch = bool | Literal["auto"]
@@ -41,6 +42,9 @@ class TrainingConfig:
         num_nodes: machines; "auto" is one, or those that ``torchrun`` started on.
         strategy: "ddp" keeps the whole model in every process, "fsdp" shards it; "auto" is ddp where there are several
             processes.
+        corrupt: what happens to images on their way into the encoder, while the target stays as it is: "gaussian" noise,
+            "salt_and_pepper", "mask" (pixels set to 0), "missing" (the same, and the loss leaves those pixels out), "none".
+        corrupt_strength: of gaussian noise its standard deviation as a share of the value range, of the others the share of pixels.
         freeze: submodules that are not trained, such as ``[encoder, posterior]``.
         on_nonfinite: what a loss or gradient that is not finite does: "stop" the run, or "skip" the update and count it. Both
             leave a flight record with the cause and a command that repeats the step.
@@ -75,6 +79,8 @@ class TrainingConfig:
     devices: int | Literal["auto"] = "auto"
     num_nodes: int | Literal["auto"] = "auto"
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    corrupt: Kind = "none"
+    corrupt_strength: float = 0.0
     freeze: tuple[str, ...] = ()
     on_nonfinite: Literal["stop", "skip"] = "stop"
     on_collapse: Literal["warn", "stop", "ignore"] = "warn"
@@ -126,6 +132,7 @@ class TrainingConfig:
             raise ValueError(
                 f"got training.gradient_clip={self.gradient_clip}; expected a norm > 0, or 0 to switch it off"
             )
+        Corruption(self.corrupt, self.corrupt_strength)
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"got training.weight_decay={self.weight_decay}; expected a number >= 0")
 
