@@ -111,7 +111,7 @@ def evaluate_model(
         dataset = Subset(dataset, range(min(limit, len(dataset))))
     names = metrics
     if names is None:
-        usual = measurable(("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "perplexity", "code_usage"), loaded)
+        usual = measurable(("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "perplexity", "code_usage", "class_accuracy"), loaded)
         names = [*usual, *(WORLD_METRICS if world is not None else ())]
     return evaluate(
         loaded,

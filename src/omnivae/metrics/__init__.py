@@ -8,6 +8,7 @@ from omnivae.metrics.aggregate import (
     total_correlation,
 )
 from omnivae.metrics.card import Provenance
+from omnivae.metrics.classes import class_accuracy
 from omnivae.metrics.codebook import code_usage, perplexity
 from omnivae.metrics.comparison import compare
 from omnivae.metrics.density import active_units, bits_per_dim, elbo, kl, kl_per_dimension, nll
@@ -50,6 +51,7 @@ __all__ = [
     "aggregate_kl",
     "bits_per_dim",
     "bootstrap_interval",
+    "class_accuracy",
     "code_usage",
     "compare",
     "density_cv",

@@ -158,6 +158,7 @@ def measurable(names: Sequence[str], model: Any) -> list[str]:
     """
     provides = getattr(getattr(model, "posterior", None), "provides", {"density"})
     names = [name for name in names if name not in ("perplexity", "code_usage") or "indices" in provides]
+    names = [name for name in names if name != "class_accuracy" or hasattr(model, "classify")]
     if "density" in provides:
         return list(names)
     return [
