@@ -1,0 +1,52 @@
+"""Run the code of every page of the guide and keep the pictures that it draws: ``python docs/make_pictures.py [PAGE ...]``.
+
+A page's code saves ``NAME.png`` in the working directory, and the page shows ``../images/guide/NAME.png``: the picture in the
+guide is the one that its code makes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+GUIDE = Path(__file__).parent / "guide"
+PICTURES = Path(__file__).parent / "images" / "guide"
+
+
+def code_of(page: Path) -> list[str]:
+    """Return the Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def pictures_of(page: Path) -> list[str]:
+    """Return the names of the pictures that a page shows."""
+    return re.findall(r"\.\./images/guide/([\w-]+\.png)", page.read_text())
+
+
+def main() -> None:
+    """Run the command."""
+    names = set(sys.argv[1:])
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for page in sorted(GUIDE.glob("*.md")):
+        if names and page.stem not in names:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            before = Path.cwd()
+            os.chdir(folder)
+            try:
+                space: dict[str, object] = {}
+                for block in code_of(page):
+                    exec(compile(block, str(page), "exec"), space)
+                for picture in pictures_of(page):
+                    shutil.copy(Path(folder) / picture, PICTURES / picture)
+            finally:
+                os.chdir(before)
+        print(page.stem, *pictures_of(page))
+
+
+if __name__ == "__main__":
+    main()
