@@ -195,6 +195,15 @@ def test_training_moves_the_temperature(tmp_path):
     torch.manual_seed(0)
     model = omnivae.recipes.gumbel_softmax_vae(image_size=8, num_groups=2, num_categories=3, channels=(4,), rate=0.1)
     config = TrainingConfig(batch_size=4, max_steps=3, precision="32", warmup_steps=0)
-    fit(model, {"nll": NLL(), "kl": KL()}, Images(), None, config=config, directory=tmp_path, progress=False)
+    fit(
+        model,
+        {"nll": NLL(), "kl": KL()},
+        Images(),
+        None,
+        config=config,
+        directory=tmp_path,
+        save_model=lambda _: None,
+        progress=False,
+    )
     # Set at the start of the steps 0, 1 and 2.
     assert float(model.posterior.temperature) == pytest.approx(math.exp(-0.2))

@@ -175,9 +175,9 @@ class CategoricalCodes:
 class CategoricalPosterior(PosteriorHead):
     """Projects features to the logits of G groups of C categories; samples are relaxed in training and one-hot in evaluation.
 
-    The temperature follows ``max(final_temperature, temperature exp(-rate step))`` of the training step (Jang et al., 2017,
-    section 4.2), which the trainer sets with :meth:`set_step`; it is saved with the weights. In evaluation mode samples are exact:
-    an evaluated ELBO is a bound for the discrete model.
+    The temperature follows ``max(final_temperature, temperature exp(-rate step))`` (Jang et al., 2017, section 4.2); the trainer
+    sets the training step with :meth:`set_step`, and it is saved with the weights. In evaluation mode samples are exact: an
+    evaluated ELBO is a bound for the discrete model.
 
     Args:
         in_channels: channels of the encoder's features.
@@ -201,7 +201,7 @@ class CategoricalPosterior(PosteriorHead):
     provides = frozenset({"density"})
     support = "one-hot"
 
-    temperature: Tensor
+    step: Tensor
 
     def __init__(
         self,
@@ -231,7 +231,14 @@ class CategoricalPosterior(PosteriorHead):
         self.initial_temperature, self.final_temperature, self.rate = temperature, final_temperature, rate
         self.straight_through = straight_through
         self.projection = convolution(dim, in_channels, latent_dim, 1)
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        # A whole number: what averages weights copies it, and half precision leaves it alone.
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    @property
+    def temperature(self) -> Tensor:
+        """The temperature at the present training step, a scalar."""
+        value = self.initial_temperature * torch.exp(-self.rate * self.step.float())
+        return value.clamp(min=self.final_temperature)
 
     def set_step(self, step: int) -> None:
         """Set the temperature of a training step.
@@ -239,8 +246,7 @@ class CategoricalPosterior(PosteriorHead):
         Args:
             step: optimiser steps made so far.
         """
-        value = self.initial_temperature * math.exp(-self.rate * step)
-        self.temperature.fill_(max(self.final_temperature, value))
+        self.step.fill_(step)
 
     def forward(self, features: Tensor) -> CategoricalCodes:
         """Return q(z|x) for features ``[B, C, *S]``."""
