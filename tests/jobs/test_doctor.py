@@ -59,7 +59,8 @@ def test_every_rule_has_a_log_that_fires_it():
     "option", sorted({o for case in CASES.values() for f in found(case[1], case[0]) for o in f.options})
 )
 def test_every_advised_option_is_one_that_train_takes(option):
-    recipe = ["--model.recipe", "transvae"] if "use_" in option else ["--model.recipe", "conv_vae"]
+    coded = any(word in option for word in ("revive_below", "num_codes", "commitment"))
+    recipe = ["--model.recipe", "transvae" if "use_" in option else "vq_vae" if coded else "conv_vae"]
     crop = ["--data.image_size", "8"] if "random_crop" in option else []  # only advised where it is set
     gan = ["--losses.gan.weight", "0.1"] if "gan" in option and "gan.weight" not in option else []
     config, *_ = read_arguments([*recipe, "--data.path", "digits", *crop, *gan, *shlex.split(option)])

@@ -79,7 +79,8 @@ class CodeLikelihood:
     def lines(self) -> list[str]:
         """Return the figures as sentences."""
         return [
-            f"bits per code   {self.bits_per_code:.3f} (95 % interval {self.low:.3f} to {self.high:.3f}), {self.codes} codes an image",
+            f"bits per code   {self.bits_per_code:.3f} (95 % interval {self.low:.3f} to {self.high:.3f})",
+            f"codes an image  {self.codes}",
             f"without context {self.unigram_bits:.3f}, uniform {self.uniform_bits:.3f}",
             f"bits per dim    {self.bits_per_dim:.4f} (of the codes; what decoding loses is not in it)",
             f"held-out images {self.images:,}",
