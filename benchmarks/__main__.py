@@ -2,7 +2,7 @@
 
 Prints Markdown tables and writes ``benchmarks/results/latest.json``. Meant for a machine that does nothing else.
 
-``--only dsprites`` is an experiment instead, of an hour or as many ``--steps`` as there is time for: it trains β-VAE, β-TCVAE and
+``--only dsprites`` is an experiment instead, of an hour and a half or as many ``--steps`` as there is time for: it trains β-VAE, β-TCVAE and
 FactorVAE, continues where it was stopped, and writes ``benchmarks/results/dsprites.json`` and ``dsprites.png``.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import disentanglement, dsprites, encode, inference, training
+from benchmarks import conditional, disentanglement, dsprites, encode, inference, training
 from benchmarks.common import DEVICE, Row, interleave, machine, medians, table
 from benchmarks.plain import plain
 from omnivae.recipes.transvae import TransVAE
@@ -57,7 +57,9 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", choices=["inference", "training", "encode", "disentanglement", "dsprites"], help="measure one part"
+        "--only",
+        choices=["inference", "training", "encode", "disentanglement", "dsprites", "conditional"],
+        help="measure one part",
     )
     parser.add_argument("--rounds", type=int, default=3, help="repeats of each measurement (the median counts)")
     parser.add_argument("--budget", type=float, default=90, help="seconds for the repeats of each part, roughly")
@@ -70,9 +72,16 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/dsprites-benchmark"), help="dsprites: where the runs are"
     )
+    parser.add_argument("--data", default="data/mnist", help="conditional: MNIST's folder")
+    parser.add_argument(
+        "--judge", nargs="+", default=["runs/c_vae_mnist"], help="conditional: runs of c_vae and m2_vae"
+    )
     options = parser.parse_args()
     if options.only == "dsprites":
         dsprites.run(steps=options.steps, seeds=options.seeds, runs=options.runs)
+        return
+    if options.only == "conditional":
+        conditional.run(options.data, [Path(place) for place in options.judge])
         return
     begun = time.perf_counter()
     print(json.dumps(machine(), indent=1), flush=True)
