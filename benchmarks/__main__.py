@@ -2,8 +2,8 @@
 
 Prints Markdown tables and writes ``benchmarks/results/latest.json``. Meant for a machine that does nothing else.
 
-``--only dsprites`` is an experiment instead, of an hour and a half or as many ``--steps`` as there is time for: it trains β-VAE, β-TCVAE and
-FactorVAE, continues where it was stopped, and writes ``benchmarks/results/dsprites.json`` and ``dsprites.png``.
+``--only dsprites`` is an experiment instead, of an hour and a half or as many ``--steps`` as there is time for: it trains β-VAE,
+β-TCVAE and FactorVAE, continues where it was stopped, and writes ``benchmarks/results/dsprites.json`` and ``dsprites.png``.
 """
 
 from __future__ import annotations
