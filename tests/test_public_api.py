@@ -28,7 +28,7 @@ NAMES = words("""
     dfc_vae eq_vae ms_ssim_vae sigma_vae
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
-    c_vae text_vae
+    c_vae text_vae m2_vae
 """)
 
 TRAIN = words("""
@@ -45,7 +45,7 @@ TRAIN = words("""
     losses.iwae.gradient losses.iwae.num_bounds losses.iwae.num_samples losses.iwae.weight losses.mmd.bandwidth
     losses.mmd.kernel losses.mmd.scales losses.mmd.unbiased losses.mmd.weight losses.tc.alpha losses.tc.beta
     losses.tc.dataset_size losses.tc.estimator losses.tc.gamma losses.tc.weight
-    losses.gan.adaptive
+    losses.gan.adaptive losses.m2.alpha losses.m2.per_element losses.m2.weight
     losses.gan.channels losses.gan.discriminator_learning_rate losses.gan.loss losses.gan.num_layers
     losses.gan.start_step losses.gan.weight losses.kl.capacity losses.kl.free_bits losses.kl.per_element
     losses.kl.weight losses.commitment.per_element losses.commitment.weight
@@ -94,6 +94,9 @@ RECIPE_ARGUMENTS = {
     """,
     "conv_vae": """
         channels dim image_size in_channels latent latent_dim likelihood norm recipe value_range
+    """,
+    "m2_vae": """
+        dim hidden image_size in_channels latent_dim likelihood num_classes recipe value_range
     """,
     "c_vae": """
         channels cond_dim conditioning dim image_size in_channels latent latent_dim learned_prior likelihood norm recipe
@@ -168,7 +171,7 @@ RECIPE_ARGUMENTS["eq_vae"] = RECIPE_ARGUMENTS["kl_autoencoder"]
 
 OPTIONS = {
     "inspect": """
-        config-out data.channel_axis data.channels data.clip data.download data.format data.image_column data.image_size
+        data.cond data.labelled_share data.labels_per_class config-out data.channel_axis data.channels data.clip data.download data.format data.image_column data.image_size
         data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed
         data.test_fraction data.val_fraction data.value_range data.verify json picture seed
     """,
@@ -186,10 +189,11 @@ OPTIONS = {
         num_samples_nll precision resolution seed
     """,
     "compare": "bootstrap common flips json metrics png seed",
-    "reconstruct": "on_error output precision",
-    "sample": "levels n output precision seed size temperature",
-    "interpolate": "mode output precision steps",
-    "traverse": "image num_dimensions output precision reach span steps",
+    "reconstruct": "cond on_error output precision to",
+    "transfer": "data.path n output precision to",
+    "sample": "cond levels n output precision seed size temperature",
+    "interpolate": "cond mode output precision steps to",
+    "traverse": "cond image num_dimensions output precision reach span steps",
     "anomaly": """
         data.limit data.path normal normal_label num_samples_nll num_worst output precision rate scores seed
     """,
@@ -215,6 +219,7 @@ POSITIONALS = {
     "evaluate": "model",
     "compare": "a b",
     "reconstruct": "model files",
+    "transfer": "model",
     "sample": "model",
     "interpolate": "model first second",
     "traverse": "model",
