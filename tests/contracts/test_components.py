@@ -132,7 +132,17 @@ VECTOR += [name for name in TOY if TOY[name] in (CONVOLUTIONAL, FULLY_CONNECTED)
 VECTOR += ["hierarchical_vae", "ladder_vae", "hierarchical_vae/independent"]
 VECTOR += ["gumbel_softmax_vae", "hyperspherical_vae", "gumbel_softmax_vae/straight"]
 VECTOR += ["flow_vae", "iaf_vae", "flow_prior_vae", "flow_vae/planar", "flow_vae/maf"]
-OTHER_VECTOR = ["hyperspherical_vae/1d", "flow_vae/glow-1d", "flow_vae/nsf-3d", "hierarchical_vae/3d", "conv_vae/3d", "conv_vae/1d", "factor_vae/3d", "wae/1d", "iwae/3d"]
+OTHER_VECTOR = [
+    "hyperspherical_vae/1d",
+    "flow_vae/glow-1d",
+    "flow_vae/nsf-3d",
+    "hierarchical_vae/3d",
+    "conv_vae/3d",
+    "conv_vae/1d",
+    "factor_vae/3d",
+    "wae/1d",
+    "iwae/3d",
+]
 TEXT = [name for name in CASES if name.startswith("text_vae")]
 SPATIAL = [name for name in CASES if name not in (*VECTOR, *OTHER_VECTOR, *TEXT)]
 #: Losses that belong to a posterior: what it must provide, under the loss's name.
