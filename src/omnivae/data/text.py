@@ -150,6 +150,7 @@ class TextSplits:
         skipped: file and line, and reason, of each line that is left out.
         summary: numbers of lines, empty lines, duplicates and unknown tokens.
         official_test: False: the test sentences are carved from the corpus.
+        condition: None: sentences are told nothing beside themselves.
     """
 
     train: TextDataset
@@ -162,6 +163,7 @@ class TextSplits:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     official_test: bool = False
+    condition: None = None
 
     def describe(self) -> str:
         """Return what was found, in a sentence."""
