@@ -168,8 +168,9 @@ def read_run(argv: Sequence[str]) -> Request:
     named = _named_losses(argv) | set(values.get("losses", {}))
     if chosen and (values.get("losses") or flat_losses):
         chosen.pop("losses")
-    elif not chosen and not named:
-        # A recipe without a configuration is trained on the objective that it is known for.
+    elif not chosen and not values.get("losses") and not flat_losses:
+        # A recipe without a configuration is trained on the objective that it is known for; what is said about a loss on the
+        # command line changes or adds that one, and a weight of 0 leaves it out.
         known = MEMBERS[recipe]
         chosen = {"losses": known.losses, "data": known.data, "training": known.training}
         if _peek(argv, "--training.num_epochs") or values.get("training", {}).get("num_epochs"):
