@@ -171,7 +171,8 @@ RECIPE_ARGUMENTS["eq_vae"] = RECIPE_ARGUMENTS["kl_autoencoder"]
 
 OPTIONS = {
     "inspect": """
-        data.cond data.labelled_share data.labels_per_class config-out data.channel_axis data.channels data.clip data.download data.format data.image_column data.image_size
+        data.cond data.labelled_share data.labels_per_class config-out data.channel_axis data.channels data.clip data.download
+        data.format data.image_column data.image_size
         data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed
         data.test_fraction data.val_fraction data.value_range data.verify json picture seed
     """,

@@ -59,7 +59,18 @@ TOY = {
 CONVOLUTIONAL = {"in_channels": 3, "image_size": 16, "latent_dim": 4, "channels": [4, 8], "hidden": [8]}
 FULLY_CONNECTED = {"in_channels": 3, "image_size": 16, "latent_dim": 4, "hidden": [16, 8]}
 TOY |= dict.fromkeys(
-    ("capacity_vae", "beta_tc_vae", "factor_vae", "dip_vae_i", "dip_vae_ii", "info_vae", "wae", "sigma_vae", "ms_ssim_vae", "dfc_vae"),
+    (
+        "capacity_vae",
+        "beta_tc_vae",
+        "factor_vae",
+        "dip_vae_i",
+        "dip_vae_ii",
+        "info_vae",
+        "wae",
+        "sigma_vae",
+        "ms_ssim_vae",
+        "dfc_vae",
+    ),
     CONVOLUTIONAL,
 )
 TOY["eq_vae"] = TOY["kl_autoencoder"]
@@ -100,7 +111,10 @@ VARIATIONS = {
     "factor_vae/3d": ("factor_vae", {**CONVOLUTIONAL, "in_channels": 1, "dim": 3}),
     "wae/1d": ("wae", {**CONVOLUTIONAL, "dim": 1}),
     "iwae/3d": ("iwae", {**FULLY_CONNECTED, "in_channels": 1, "image_size": 8, "dim": 3}),
-    "text_vae/gru": ("text_vae", {**TOY["text_vae"], "cell": "gru", "tied": True, "tokens": "character", "decoder_layers": 2}),
+    "text_vae/gru": (
+        "text_vae",
+        {**TOY["text_vae"], "cell": "gru", "tied": True, "tokens": "character", "decoder_layers": 2},
+    ),
     "kl_autoencoder/3d": ("kl_autoencoder", {**TOY["kl_autoencoder"], "dim": 3, "in_channels": 1}),
     "gumbel_softmax_vae/straight": ("gumbel_softmax_vae", {**TOY["gumbel_softmax_vae"], "straight_through": True}),
     "gumbel_softmax_vae/3d": (

@@ -2,11 +2,11 @@
 
 import random
 
-SUBJECTS = "cat dog hen fox owl ant bee cow".split()
-VERBS = "sees hears likes fears finds hides meets calls".split()
-OBJECTS = "river garden window castle mirror engine basket candle".split()
-COLOURS = "red blue green black white grey brown pink".split()
-TIMES = "monday tuesday friday sunday winter summer autumn spring".split()
+SUBJECTS = ["cat", "dog", "hen", "fox", "owl", "ant", "bee", "cow"]
+VERBS = ["sees", "hears", "likes", "fears", "finds", "hides", "meets", "calls"]
+OBJECTS = ["river", "garden", "window", "castle", "mirror", "engine", "basket", "candle"]
+COLOURS = ["red", "blue", "green", "black", "white", "grey", "brown", "pink"]
+TIMES = ["monday", "tuesday", "friday", "sunday", "winter", "summer", "autumn", "spring"]
 PARTS = (SUBJECTS, VERBS, COLOURS, OBJECTS, TIMES)
 WORDS = sorted({word for part in PARTS for word in part} | {"the", "a", "on", "."})
 

@@ -282,9 +282,7 @@ def read_tables(path: Path, config: DataConfig) -> Found:
     if column in values:
         paths = _resolve(values[column], bases, path, skip_missing=config.on_error == "skip")
         keys = _path_keys(values[column], paths, root)
-        return collect(
-            Collection(name, PathBlobs(paths), keys, splits, labels, classes, attributes=attributes), config
-        )
+        return collect(Collection(name, PathBlobs(paths), keys, splits, labels, classes, attributes=attributes), config)
     blobs = open_row_groups([table.path for table in tables], column)
     starts = np.cumsum([0, *(table.num_rows for table in tables[:-1])])
     prefixes = [file.rsplit(".", 1)[0] for file in files]

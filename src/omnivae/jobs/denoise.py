@@ -186,7 +186,8 @@ def measure_denoising(
 
 
 def _results(rows: np.ndarray, seed: int) -> dict[str, MetricResult]:
-    return {
-        name: MetricResult(float(column.mean()), *bootstrap_interval(column, seed=seed), "dB")
-        for name, column in zip(("before", "after"), rows.T, strict=True)
-    }
+    results = {}
+    for name, column in zip(("before", "after"), rows.T, strict=True):
+        low, high = bootstrap_interval(column, seed=seed)
+        results[name] = MetricResult(float(column.mean()), low, high, "dB")
+    return results

@@ -42,8 +42,8 @@ def load(model: str | Path, precision: Precision = "auto") -> VAE:
     loaded = VAE.from_pretrained(model)
     if not loaded.pixels:
         raise ValueError(
-            f"{model} holds a model of sentences, and this command is for images: use evaluate, sample, interpolate, reconstruct or "
-            "report"
+            f"{model} holds a model of sentences, and this command is for images: use evaluate, sample, interpolate, reconstruct "
+            "or report"
         )
     for_inference(loaded.to("cuda") if torch.cuda.is_available() else loaded, precision=precision)
     return loaded
@@ -94,9 +94,18 @@ def evaluate_model(
 
     if is_text_model(model):
         if world is not None or factors or image_size is not None:
-            raise ValueError(f"{model} is a model of sentences: --world, --factors and --data.image_size are for images")
+            raise ValueError(
+                f"{model} is a model of sentences: --world, --factors and --data.image_size are for images"
+            )
         return evaluate_text(
-            model, path=path, split=split, metrics=metrics, limit=limit, num_samples_nll=num_samples_nll, seed=seed, progress=progress
+            model,
+            path=path,
+            split=split,
+            metrics=metrics,
+            limit=limit,
+            num_samples_nll=num_samples_nll,
+            seed=seed,
+            progress=progress,
         )
     if world is not None:
         if path is not None:
@@ -111,7 +120,9 @@ def evaluate_model(
         dataset = Subset(dataset, range(min(limit, len(dataset))))
     names = metrics
     if names is None:
-        usual = measurable(("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "perplexity", "code_usage", "class_accuracy"), loaded)
+        usual = measurable(
+            ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "perplexity", "code_usage", "class_accuracy"), loaded
+        )
         names = [*usual, *(WORLD_METRICS if world is not None else ())]
     return evaluate(
         loaded,

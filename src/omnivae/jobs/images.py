@@ -79,7 +79,8 @@ class ImageList(Dataset):
     def size(self, i: int) -> tuple[int, int]:
         """Return height and width of the tensor of image ``i``."""
         if self.transform.resize:
-            return self.transform.shape[1:]
+            _, tall, wide = self.transform.shape
+            return tall, wide
         sizes = self.source.sizes
         height, width = sizes[0] if len(sizes) == 1 else sizes[self.indices[i]]
         return int(height), int(width)

@@ -203,7 +203,13 @@ def _refusal(model: VAE, header: Header) -> str | None:
 
 
 def _reconstruct(
-    model: VAE, source: Path, target: Path, header: Header, options: ReadOptions, own: Tensor | None, other: Tensor | None
+    model: VAE,
+    source: Path,
+    target: Path,
+    header: Header,
+    options: ReadOptions,
+    own: Tensor | None,
+    other: Tensor | None,
 ) -> None:
     x = read_for(model, source)
     posterior = model.encode(x) if own is None else model.encode(x, own[None])

@@ -3,8 +3,9 @@
 An Inception network cannot be downloaded everywhere, sees only photographs in colour, and says little about others. An untrained
 network with random weights is the alternative that Naeem et al. (Reliable Fidelity and Diversity Metrics for Generative Models,
 2020) propose: here torchvision's VGG-11 convolutions from seed 0, averaged over positions and projected to 64 numbers. The
-distances are comparable with each other on the same data and number of images, and with no published FID. A distance of covariances grows with
-repeated images, so a bootstrap interval would lie above the number itself: there is none; repeat over seeds instead.
+distances are comparable with each other on the same data and number of images, and with no published FID. A distance of
+covariances grows with repeated images, so a bootstrap interval would lie above the number itself: there is none; repeat over
+seeds instead.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def interpolate(
             # The ends are codes already; residual codebooks might find others for the same sum.
             path = torch.cat([z1[None], model.posterior.snap(path[1:-1]), z2[None]])
         if ends is not None:
-            ends = torch.lerp(*ends[:, None], torch.linspace(0, 1, steps, dtype=ends.dtype, device=device)[:, None])
+            ends = torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, steps, dtype=ends.dtype, device=device)[:, None])
         return _decode(model, path, ends, q.input_size)
 
 
@@ -115,8 +115,8 @@ def traverse(
     """
     if in_codes(model):
         raise ValueError(
-            f"a latent of codes has no dimensions to vary: a {type(model.posterior).__name__} has a code or it has none; walk between "
-            "two images instead (omnivae interpolate), or draw images from a prior over the codes (omnivae prior, omnivae sample)"
+            f"a latent of codes has no dimensions to vary: a {type(model.posterior).__name__} has a code or it has none; walk "
+            "between two images instead (omnivae interpolate), or draw images from a prior over the codes (omnivae prior, omnivae sample)"
         )
     if steps < 2 or not span > 0:
         raise ValueError(f"got steps={steps}, span={span}; expected at least 2 steps and a positive span")

@@ -153,9 +153,14 @@ def code_histogram(counts: Sequence[Sequence[int]], num_codes: int) -> bytes:
         perplexity = float(np.exp(-(share * np.log(share)).sum()))
         # Steps, and down to zero after the last code that occurs.
         edges = np.arange(len(share) + 1)
-        style = {"color": CLASSES[i % len(CLASSES)] if len(counts) > 1 else BLUE, "linewidth": 1.4}
         axes.stairs(
-            100 * share, edges, baseline=0, fill=len(counts) == 1, alpha=1 if len(counts) > 1 else 0.85, **style
+            100 * share,
+            edges,
+            baseline=0,
+            fill=len(counts) == 1,
+            alpha=1 if len(counts) > 1 else 0.85,
+            color=CLASSES[i % len(CLASSES)] if len(counts) > 1 else BLUE,
+            linewidth=1.4,
         )
         name = f"codebook {i + 1}: " if len(counts) > 1 else ""
         said.append(f"{name}{len(share):,} of {num_codes:,} codes occur, perplexity {perplexity:.1f}")

@@ -103,6 +103,8 @@ class Table:
 class RunLog(pl.Callback):
     """Writes ``metrics.csv``, ``kl_per_dimension.csv`` and TensorBoard events, one row a logged step.
 
+    The dimensions of a model with several latents stand one level after the other, the top one first.
+
     Args:
         directory: the run.
         every: steps between rows.
@@ -183,10 +185,10 @@ class RunLog(pl.Callback):
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
         means = {name: value / count for name, value in sums.items()} if count else {}
-        self._validation, self._count = {}, 0
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
         # Of all images together, not a mean over batches.
         means |= pl_module.codes.figures("val")
+        self._validation, self._count = {}, 0
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
         if means:
             self.flush(trainer)
         if means and trainer.is_global_zero:

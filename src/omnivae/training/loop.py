@@ -134,14 +134,14 @@ def fit(
     validate_every = min(config.validate_every or min(config.checkpoint_every, tenth), total_steps)
     stop = GracefulStop()
     callbacks: list[pl.Callback] = []
-    if any(has_opponent(loss) for loss in losses.values()):
-        callbacks.append(Opponents(losses, config.learning_rate))
-    callbacks += [AverageStatistics()] if place.size > 1 else []
     if hasattr(getattr(vae, "posterior", None), "num_codes"):
         # Other sizes of an image leave more vectors or fewer; the first one's is what the data is.
         check_codebook(vae, len(train), tuple(EpochView(train)[0, 0]["x"].shape[1:]))
     if followers(vae):
         callbacks.append(Codebooks(train, collate, config.batch_size, config.seed))
+    if any(has_opponent(loss) for loss in losses.values()):
+        callbacks.append(Opponents(losses, config.learning_rate))
+    callbacks += [AverageStatistics()] if place.size > 1 else []
     callbacks += [(ShardedEma if sharded else Ema)(config.ema)] if config.ema else []
     monitor = CollapseMonitor(total_steps, config.on_collapse)
     recorder = FlightRecorder(directory)
