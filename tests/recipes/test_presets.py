@@ -1,5 +1,6 @@
 """Presets: within the guide's ranges, and they train whatever recipe they are given."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ RANGES = {
 }
 
 
+@cache
 def run_of(name, *overrides):
     return read_run(["--config", str(PRESETS / f"{name}.yaml"), *overrides]).config
 

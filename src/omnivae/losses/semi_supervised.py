@@ -9,6 +9,7 @@ from torch import Tensor
 
 from omnivae.distributions import kl_divergence
 from omnivae.losses.base import Loss, Weight, target_of
+from omnivae.losses.elbo import log_likelihood
 from omnivae.types import Batch, SemiSupervisedOutput, VAEOutput
 
 
@@ -31,7 +32,7 @@ class M2(Loss):
 
     name = "m2"
     needs = frozenset({"classes"})
-    replaces = frozenset({"nll", "kl"})
+    replaces = frozenset({"nll", "kl", "iwae"})
 
     def __init__(self, weight: Weight = 1.0, per_element: bool = False, alpha: float = 50.0) -> None:
         super().__init__(weight, per_element)
@@ -45,7 +46,7 @@ class M2(Loss):
                 "the loss 'm2' needs a model with classes: use the recipe m2_vae, or the losses nll and kl"
             )
         x = target_of(batch, output)
-        bounds = class_bounds(output, x)
+        bounds = class_bounds(output, x, batch.get("mask"))
         q = output.log_class.exp()
         given = torch.nn.functional.one_hot(output.choice, q.shape[1]).to(q)
         known = output.known[:, None]
@@ -57,12 +58,13 @@ class M2(Loss):
         return self.reduce(bound, x[0].numel()) + self.alpha * classification
 
 
-def class_bounds(output: SemiSupervisedOutput, x: Tensor) -> Tensor:
+def class_bounds(output: SemiSupervisedOutput, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return L(x, y), the negative bound on log p(x, y), of each image and class.
 
     Args:
         output: of a model with classes.
         x: the images, ``[B, C, *S]``.
+        mask: 1 where a pixel counts, ``[B, 1, *S]``; all count by default.
 
     Returns:
         Nats ``[B, K]``; zero for the classes that an image of known class does not have.
@@ -70,16 +72,18 @@ def class_bounds(output: SemiSupervisedOutput, x: Tensor) -> Tensor:
     num_classes = output.log_class.shape[1]
     bounds = torch.zeros_like(output.log_class)
     image = torch.arange(len(x), device=x.device)
-    bounds = bounds.index_put((image, output.choice), _bound(output, x, num_classes))
+    batch: Batch = {"x": x} if mask is None else {"x": x, "mask": mask}
+    bounds = bounds.index_put((image, output.choice), _bound(output, batch, num_classes))
     if output.others is not None:
-        place = (output.others_image, output.others_class)
-        bounds = bounds.index_put(place, _bound(output.others, x[output.others_image], num_classes))
+        rows = output.others_image
+        part: Batch = {"x": x[rows]} if mask is None else {"x": x[rows], "mask": mask[rows]}
+        bounds = bounds.index_put((rows, output.others_class), _bound(output.others, part, num_classes))
     return bounds
 
 
-def _bound(output: VAEOutput, x: Tensor, num_classes: int) -> Tensor:
+def _bound(output: VAEOutput, batch: Batch, num_classes: int) -> Tensor:
     latent = output.latents[0]
     assert latent.prior is not None, "a model with classes has a prior"
     z = None if latent.log_q is None else latent.z
     kl = kl_divergence(latent.posterior, latent.prior, z=z, log_q=latent.log_q)
-    return -output.likelihood.log_prob(x).mean(0) + kl + math.log(num_classes)
+    return -log_likelihood(output, batch).mean(0) + kl + math.log(num_classes)

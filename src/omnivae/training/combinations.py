@@ -79,16 +79,16 @@ def properties(vae: nn.Module) -> frozenset[str]:
     """
     have = set(getattr(vae.posterior, "provides", frozenset()))
     have |= {"pixels"} if getattr(vae, "pixels", True) else set()
-    # Of several levels each has its prior, which the levels above decide.
+    # Of several levels each has its prior, which the levels above decide; a class that is inferred is a latent too.
     levels = getattr(vae, "num_levels", 1)
+    classes = {"classes"} if hasattr(vae, "classify") else set()
     prior = getattr(vae, "prior", None)
     have |= {"prior"} if prior is not None or levels > 1 else set()
     have |= {"independent prior"} if getattr(prior, "independent", False) or levels > 1 else set()
     have |= {"kl of each element"} if "independent prior" in have and ("diagonal" in have or levels > 1) else set()
-    have |= {"one latent"} if levels == 1 else set()
-    have |= {"vector latent"} if vae.image_size is not None and levels == 1 else set()
-    have |= {"classes"} if hasattr(vae, "classify") else set()
-    return frozenset(have)
+    have |= {"one latent"} if levels == 1 and not classes else set()
+    have |= {"vector latent"} if vae.image_size is not None and levels == 1 and not classes else set()
+    return frozenset(have | classes)
 
 
 def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, have: frozenset[str]) -> Refusal:
@@ -102,6 +102,11 @@ def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, hav
         return Refusal(
             f"the loss {name!r} sums over classes, which this {type(vae).__name__} does not infer",
             ("use the losses nll and kl", "use the recipe m2_vae"),
+        )
+    if "classes" in have and missing & {"one latent", "vector latent"}:
+        return Refusal(
+            f"the loss {name!r} is about one vector of continuous codes, and this {type(vae).__name__} infers a class beside it",
+            (f"drop {name!r}", "use a model with one latent, such as conv_vae or c_vae"),
         )
     of_posterior = sorted(missing - OF_A_MODEL)
     if of_posterior:
