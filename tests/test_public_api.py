@@ -25,7 +25,7 @@ NAMES = words("""
     to_config vit_vae mixture_vae vamp_vae
     flow_prior_vae flow_vae gumbel_softmax_vae hyperspherical_vae iaf_vae
     autoencoder fsq_vae full_covariance_vae lfq_vae residual_vq_vae vq_vae
-    dfc_vae eq_vae ms_ssim_vae sigma_vae
+    dfc_vae eq_vae ms_ssim_vae sigma_vae vae_gan
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
     c_vae text_vae m2_vae
@@ -47,7 +47,8 @@ TRAIN = words("""
     losses.tc.dataset_size losses.tc.estimator losses.tc.gamma losses.tc.weight
     losses.gan.adaptive losses.m2.alpha losses.m2.per_element losses.m2.weight
     losses.gan.channels losses.gan.discriminator_learning_rate losses.gan.loss losses.gan.num_layers
-    losses.gan.start_step losses.gan.weight losses.kl.capacity losses.kl.free_bits losses.kl.per_element
+    losses.gan.start_step losses.gan.weight losses.kl.capacity losses.kl.free_bits losses.kl.free_bits_over
+    losses.kl.per_element
     losses.kl.weight losses.commitment.per_element losses.commitment.weight
     losses.entropy.per_element losses.entropy.weight losses.norm.per_element losses.norm.weight
     losses.l1.per_element losses.l1.weight losses.lpips.network losses.lpips.value_range
@@ -55,13 +56,15 @@ TRAIN = words("""
     losses.mse.per_element losses.mse.weight losses.nll.num_samples losses.nll.per_element losses.nll.weight
     losses.dfc.model losses.dfc.stages losses.dfc.value_range losses.dfc.weight losses.dfc.weights_path
     losses.eq.per_element losses.eq.scales losses.eq.weight
+    losses.vae_gan.adversarial losses.vae_gan.channels losses.vae_gan.discriminator_learning_rate losses.vae_gan.layer
+    losses.vae_gan.num_layers losses.vae_gan.weight
     losses.vf.adaptive losses.vf.margin_cosine losses.vf.margin_distance losses.vf.model losses.vf.value_range
     losses.vf.weight losses.vf.weights_path output report training.accumulate training.batch_size training.betas
     training.channels_last training.checkpoint_every training.compile training.corrupt training.corrupt_strength
     training.devices training.draw_every
     training.ema training.freeze training.gradient_checkpointing training.gradient_clip
     training.gradient_clip_algorithm training.learning_rate training.log_every training.max_steps
-    training.num_epochs training.num_nodes training.on_nonfinite training.optimizer
+    training.num_epochs training.num_nodes training.on_collapse training.on_nonfinite training.optimizer
     training.precision training.schedule training.seed training.strategy training.val_images
     training.validate_every training.warmup_steps training.weight_decay
 """)
@@ -161,7 +164,7 @@ RECIPE_ARGUMENTS = {
 CONVOLUTIONAL = "channels deterministic dim hidden image_size in_channels latent_dim likelihood norm recipe value_range"
 FULLY_CONNECTED = "activation deterministic dim hidden image_size in_channels latent_dim likelihood recipe value_range"
 for name in words(
-    "capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae sigma_vae ms_ssim_vae dfc_vae"
+    "capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae sigma_vae ms_ssim_vae dfc_vae vae_gan"
 ):
     RECIPE_ARGUMENTS[name] = CONVOLUTIONAL
 for name in words("iwae miwae ciwae aae"):
@@ -171,6 +174,7 @@ RECIPE_ARGUMENTS["eq_vae"] = RECIPE_ARGUMENTS["kl_autoencoder"]
 
 OPTIONS = {
     "inspect": """
+        data.lowercase data.max_length data.max_vocabulary data.min_count data.text_column data.tokens
         data.cond data.labelled_share data.labels_per_class config-out data.channel_axis data.channels data.clip data.download
         data.format data.image_column data.image_size
         data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed
@@ -186,21 +190,21 @@ OPTIONS = {
         batch_size data.image_size data.limit data.on_error data.path data.split num_workers precision store
     """,
     "evaluate": """
-        batch_size checkpoint data.image_size data.limit data.num_workers data.path data.split data_dir json metrics
-        num_samples_nll precision resolution seed
+        batch_size checkpoint data.image_size data.limit data.num_workers data.path data.split data_dir factors json metrics
+        num_samples_nll precision resolution seed world
     """,
     "compare": "bootstrap common flips json metrics png seed",
     "reconstruct": "cond on_error output precision to",
     "transfer": "data.path n output precision to",
-    "sample": "cond levels n output precision seed size temperature",
+    "sample": "cond levels n output precision seed size temperature top_k",
     "interpolate": "cond mode output precision steps to",
     "traverse": "cond image num_dimensions output precision reach span steps",
     "anomaly": """
         data.limit data.path normal normal_label num_samples_nll num_worst output precision rate scores seed
     """,
-    "denoise": "clean data.limit data.path output precision seed",
-    "impute": "mask method num_samples output precision seed",
-    "arithmetic": "data.path minus minus_label output plus plus_label precision strengths to",
+    "denoise": "clean cond data.limit data.path output precision seed",
+    "impute": "cond mask method num_samples output precision seed",
+    "arithmetic": "cond data.path minus minus_label output plus plus_label precision strengths to",
     "report": "data.path output",
     "replay": "",
     "zoo": "json",

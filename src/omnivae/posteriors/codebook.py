@@ -164,11 +164,18 @@ class Codebook(nn.Module):
         self._updates = None if self._updates is None else self._updates + 1
         self.pending = []
 
+    def leave_to_python(self) -> None:
+        """Exclude from compilation what draws, remembers and talks to other processes; called before a model is compiled.
+
+        No decorator does it: the compiler takes seconds to import.
+        """
+        for name in ("_collect", "_first"):
+            setattr(self, name, torch.compiler.disable(getattr(self, name)))
+
     def discard(self) -> None:
         """Forget what the batches since the last commit say."""
         self.pending = []
 
-    @torch.compiler.disable
     def _collect(self, flat: Tensor, number: Tensor) -> None:
         counts, sums = _assigned(flat, number, len(self.codes))
         self.pending.append(Statistics(counts, sums, self._candidates(flat, len(self.pending))))
@@ -204,7 +211,6 @@ class Codebook(nn.Module):
         self.codes.copy_(codes)
         self.started.fill_(True)
 
-    @torch.compiler.disable
     def _first(self, flat: Tensor) -> Tensor:
         vectors = self._candidates(flat, -2)
         if self._world() > 1:

@@ -183,6 +183,9 @@ def fit(
             **where,
         )
         if _compiles(config.compile, losses, trainer.strategy.root_device):
+            for part in vae.modules():
+                if hasattr(part, "leave_to_python"):
+                    part.leave_to_python()  # type: ignore[operator]
             vae.compile()
         loading: dict[str, Any] = {
             "collate_fn": collate,
