@@ -76,6 +76,34 @@ def test_images_of_known_class_cost_nothing_extra(model):
     assert len(partly.others_image) == K - 1
 
 
+def test_pixels_behind_a_mask_count_under_no_class(model):
+    x, cond = data()
+    cond[2:] = 0
+    output, mask = model(x, cond), torch.ones_like(x)
+    mask[..., 2:] = 0
+    changed = torch.where(mask.bool(), x, 1 - x)
+    one, other = (M2()(output, {"x": pixels, "mask": mask}) for pixels in (x, changed))
+    torch.testing.assert_close(one, other)
+    # What the mask takes away is the log-likelihood of the pixels behind it: that of the whole less that of the rest.
+    rest = M2()(output, {"x": x, "mask": 1 - mask})
+    no_pixels = M2()(output, {"x": x, "mask": torch.zeros_like(mask)})
+    torch.testing.assert_close(M2()(output, {"x": x}), one + rest - no_pixels)
+
+
+def test_a_class_that_is_not_known_is_not_a_row_of_zeros_to_the_decoder(model):
+    x, cond = data()
+    partly = cond.clone()
+    partly[2:] = 0
+    posterior = model.encode(x, partly)
+    told = torch.cat([cond[:2], F.one_hot(model.classify(x)[2:].argmax(1), K).double()])
+    expected = model.decode(posterior.mode(), told)
+    torch.testing.assert_close(model.decode(posterior), expected)
+    torch.testing.assert_close(model.decode(posterior, partly), expected)
+    for unknown in (None, partly):
+        with pytest.raises(ValueError, match=r"class is not known.*classify"):
+            model.decode(posterior.mode(), unknown)
+
+
 def test_order_of_images_does_not_matter(model):
     x, cond = data()
     cond[::2] = 0

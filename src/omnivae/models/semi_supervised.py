@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import OneHotCategorical
+from torch.distributions import Distribution, OneHotCategorical
 
 from omnivae.distributions import DiagonalGaussian, at_least_float32
 from omnivae.models.vae import VAE
@@ -178,6 +178,34 @@ class SemiSupervisedVAE(VAE):
             others_image=image,
             others_class=label,
         )
+
+    def likelihood(
+        self, z: Tensor | DiagonalGaussian, cond: Tensor | None = None, *, size: Sequence[int] | None = None
+    ) -> Distribution:
+        """Return p(x|y, z).
+
+        Args:
+            z: latents ``[B, C]`` or K samples ``[K, B, C]``, or a posterior (its mode).
+            cond: classes ``[B, K]``, one-hot; for a posterior also zeros, or none: the class that it was encoded under.
+            size: spatial size to crop to.
+
+        Returns:
+            Distribution of batch shape ``[B]`` (``[K, B]``) and event shape ``[C, *S]``.
+
+        Raises:
+            ValueError: for latents without a class: z does not say which it is.
+        """
+        told = None if isinstance(z, Tensor) else z.cond
+        if cond is None:
+            cond = told
+        elif told is not None:
+            cond = torch.where(self._known(cond)[:, None], cond, told.to(cond))
+        if cond is None or (told is None and not bool(self._known(cond).all())):
+            raise ValueError(
+                "got latents of images whose class is not known, and z does not say which it is: give a one-hot class for each "
+                "(of an image, classify(x) infers it)"
+            )
+        return super().likelihood(z, cond, size=size)
 
     @torch.no_grad()
     def sample(
