@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 from torch.distributions import Beta, Distribution
 
@@ -367,6 +366,8 @@ def _angle_gradient(angle: Tensor, kappa: Tensor, d: int) -> Tensor:
     left = angle < middle
     start = torch.where(left, (angle - span).clamp(min=0), angle)
     stop = torch.where(left, angle, (angle + span).clamp(max=math.pi))
+    from numpy.polynomial.legendre import leggauss  # a tenth of a second to import
+
     nodes, weights = (torch.as_tensor(v, dtype=kappa.dtype, device=kappa.device) for v in leggauss(_NODES))
     t = start.unsqueeze(-1) + (stop - start).unsqueeze(-1) * (0.5 + 0.5 * nodes)
     # cos t - cos angle and sin t / sin angle without cancellation.
