@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class TextSplits:
     test: TextDataset
     name: str
     tokenizer: Tokenizer
-    tokens: str
+    tokens: Literal["word", "character"]
     max_length: int
     skipped: list[tuple[str, str]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -215,7 +215,8 @@ def load_text(
     for name in IMAGES_ONLY:
         if getattr(config, name) != _DEFAULTS[name]:
             raise ValueError(f"data.{name} is for images, and {config.path} is text: leave it out")
-    kind = config.tokens if tokenizer is None else ("word" if isinstance(tokenizer, WordTokenizer) else "character")
+    own: Literal["word", "character"] = "word" if isinstance(tokenizer, WordTokenizer) else "character"
+    kind = config.tokens if tokenizer is None else own
     lowercase = config.lowercase if tokenizer is None else tokenizer.lowercase  # type: ignore[attr-defined]
     cut = words_of if kind == "word" else characters_of
     corpus = read_corpus(config)
@@ -255,7 +256,9 @@ def load_text(
         )  # fmt: skip
     summary = {"sentences": len(source), "empty": corpus.empty, "duplicates": duplicates, "unknown": unknown}
     return TextSplits(
-        **sets,
+        train=sets["train"],
+        val=sets["val"],
+        test=sets["test"],
         name=corpus.name,
         tokenizer=tokenizer,
         tokens=kind,

@@ -22,7 +22,7 @@ from omnivae.models import VAE
 from omnivae.models.sequences import Search
 from omnivae.models.storage import CONFIG, find_model, load_exactly, model_hash
 from omnivae.models.text import TextVAE
-from omnivae.recipes import RECIPES, text_vae
+from omnivae.recipes import text_vae
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def prepare_text(config: RunConfig, directory: Path | None = None) -> tuple[Text
     """
     arguments = dict(config.model)
     name = arguments.pop("recipe", "text_vae")
-    if RECIPES.get(name) is not text_vae:
+    if name != "text_vae":
         raise ValueError(
             f"the recipe {name!r} reads images and {config.data.path} is text: use text_vae, or give data.path a folder of images"
         )
@@ -269,7 +269,7 @@ def interpolate_sentences(
     Returns:
         Sentences; the first and last are the reconstructions of the ends.
     """
-    from omnivae.report.latent_ops import _great_circle
+    from omnivae.report.latent_ops import great_circle
 
     loaded = load_text_model(model)
     _tell_unknown(loaded, [first, second])
@@ -277,7 +277,7 @@ def interpolate_sentences(
         raise ValueError(f"got {steps} steps (--steps); expected at least 2, both ends included")
     a, b = loaded.encode(loaded.to_tokens([first, second])).mode().unbind(0)
     path = torch.linspace(0, 1, steps, device=a.device)[:, None]
-    return loaded.decode_text(torch.lerp(a, b, path) if mode == "linear" else _great_circle(a, b, path))
+    return loaded.decode_text(torch.lerp(a, b, path) if mode == "linear" else great_circle(a, b, path))
 
 
 @torch.no_grad()
@@ -336,7 +336,7 @@ def report_text(model: str | Path, output: str | Path, *, path: str | None = Non
         The report.
     """
     from omnivae.jobs.doctor import diagnose
-    from omnivae.report.text import write_text_report
+    from omnivae.report.text import text_report
 
     loaded, dataset, splits, _ = text_for(model, path, "auto")
     directory = find_model(model)
@@ -347,10 +347,9 @@ def report_text(model: str | Path, output: str | Path, *, path: str | None = Non
         evaluation.to_json(run / "evaluation.json")
     sentences = loaded.to_text(collate_text([dataset[i] for i in range(min(16, len(dataset)))])["x"])
     history = run / "metrics.csv"
-    return write_text_report(
+    html = text_report(
         loaded,
         sentences,
-        output,
         evaluation=evaluation,
         history=history if is_run and history.is_file() else None,
         config_text=(run / "config.yaml").read_text() if is_run else None,
@@ -358,6 +357,10 @@ def report_text(model: str | Path, output: str | Path, *, path: str | None = Non
         advice=[finding.row() for finding in diagnose(run, look=False)] if is_run and history.is_file() else (),
         title=f"{splits.name}: {type(loaded).__name__}",
     )
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, html.encode())
+    return output
 
 
 def without_compiling(training: Any) -> Any:

@@ -87,6 +87,7 @@ def make_card(
             "name": provenance.data,
             "split": provenance.split,
             "images": len(inputs),
+            "items": "images" if getattr(model, "pixels", True) else "sentences",
             "inputs_hash": hash_of(sorted(inputs.items())),
             "inputs_are": "stored" if stored else "tensors",
             "pixels_hash": hash_of(sorted(pixels.items())),
@@ -171,14 +172,16 @@ def describe(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     name = model["name"] if model["recipe"] in (None, model["name"].lower()) else f"{model['name']} ({model['recipe']})"
     of = f" of {data['name']}" if data["name"] else ""
     split = f" ({data['split']})" if data["split"] else ""
-    images = f"{data['images']:,} image{'s' * (data['images'] != 1)}"
+    # Cards from before sentences could be evaluated do not say what they are of.
+    items = data.get("items", "images")
+    counted = f"{data['images']:,} {items if data['images'] != 1 else items.removesuffix('s')}"
     threads = f"{made['num_threads']} thread{'s' * (made['num_threads'] != 1)}"
     return [
         ("model", _words(f"{name}, {model['parameters']:,} parameters", _hash("sha256", model["hash"]))),
         (
-            "images",
+            items,
             _words(
-                f"{images}{of}{split}",
+                f"{counted}{of}{split}",
                 _hash("inputs", data["inputs_hash"]),
                 _hash("preprocessing", data["preprocessing_hash"]),
             ),

@@ -97,7 +97,7 @@ def evaluate(
 
     low, high = model.value_range
     tally = _Tally(chosen, data_range=high - low, seed=seed)
-    with torch.no_grad(), _evaluating(model, device) as where, _progress_bar(len(dataset), progress) as advance:
+    with torch.no_grad(), _evaluating(model, device) as where, _progress_bar(model, len(dataset), progress) as advance:
         items = load_items(dataset, model, batch_size=batch_size, num_workers=num_workers)
         for group in _groups(items, where):
             shape = group[0].tensors["x"].shape
@@ -316,7 +316,7 @@ def _reproducible_kernels(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bar(total: int, enabled: bool) -> Iterator[Any]:
+def _progress_bar(model: Any, total: int, enabled: bool) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -324,7 +324,8 @@ def _progress_bar(total: int, enabled: bool) -> Iterator[Any]:
     if not (enabled and console.is_terminal):
         yield lambda count: None
         return
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    items = "images" if getattr(model, "pixels", True) else "sentences"
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn(items), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("evaluating", total=total)
         yield lambda count: bar.advance(task, count)

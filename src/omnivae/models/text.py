@@ -124,7 +124,7 @@ class TextVAE(VAE):
             )
         length = self.max_length if not size else int(size[0])
         # A model cast as a whole samples in float32 still; its decoder computes in its own type.
-        z = z if torch.is_autocast_enabled(z.device.type) else z.to(next(self.decoder.parameters()).dtype)
+        z = z if torch.is_autocast_enabled(z.device.type) else z.to(next(self.parameters()).dtype)
         dropout = self.word_dropout if self.training else 0.0
         return TokenSequences(self.decoder, z, length=length, word_dropout=dropout)
 

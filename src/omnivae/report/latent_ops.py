@@ -73,7 +73,7 @@ def interpolate(
         q = model.encode(pair, ends)
         z1, z2 = q.mode()
         alpha = torch.linspace(0, 1, steps, dtype=z1.dtype, device=device).reshape(-1, *[1] * z1.ndim)
-        path = (1 - alpha) * z1 + alpha * z2 if mode == "linear" else _great_circle(z1, z2, alpha)
+        path = (1 - alpha) * z1 + alpha * z2 if mode == "linear" else great_circle(z1, z2, alpha)
         if in_codes(model):
             # The ends are codes already; residual codebooks might find others for the same sum.
             path = torch.cat([z1[None], model.posterior.snap(path[1:-1]), z2[None]])
@@ -164,10 +164,24 @@ def in_codes(model: Any) -> bool:
     return hasattr(getattr(model, "posterior", None), "snap")
 
 
-# -- inside
+def great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
+    """Return the latents on the great circle between two (Shoemake, Animating rotation with quaternion curves, 1985).
 
+    ``sin((1 - a) θ) / sin θ z1 + sin(a θ) / sin θ z2`` with the angle θ between the two as vectors.
 
-def _great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
+    Args:
+        z1: latent at ``a = 0``, any shape.
+        z2: latent at ``a = 1``, of the same shape.
+        alpha: the ``a``, in [0, 1], ``[steps, 1, ...]`` with one axis of 1 for each axis of a latent.
+
+    Returns:
+        ``[steps, *shape]``; the straight line between parallel or opposite latents, which have no one great circle.
+
+    Example:
+        >>> middle = great_circle(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([[0.5]]))
+        >>> round(float(middle.norm()), 4)
+        2.0
+    """
     cosine = torch.nn.functional.cosine_similarity(z1.double().flatten(), z2.double().flatten(), dim=0).clamp(-1, 1)
     angle = torch.arccos(cosine)
     if float(angle.sin()) < 1e-6:
@@ -175,6 +189,9 @@ def _great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
         return (1 - alpha) * z1 + alpha * z2
     a = alpha.double()
     return ((torch.sin((1 - a) * angle) * z1 + torch.sin(a * angle) * z2) / angle.sin()).to(z1.dtype)
+
+
+# -- inside
 
 
 def _decode(model: Any, z: Tensor, cond: Tensor | None, size: Sequence[int]) -> Tensor:

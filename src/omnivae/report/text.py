@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from omnivae.files import write_atomic
 from omnivae.metrics import METRICS, Evaluation
 from omnivae.report import page, plots
 from omnivae.report.history import read_history
@@ -20,10 +19,9 @@ TILES = (("token_perplexity", "perplexity by token"), ("word_perplexity", "perpl
 SAMPLES, WALKS, STEPS = 16, 3, 7
 
 
-def write_text_report(
+def text_report(
     model: Any,
     sentences: Sequence[str],
-    output: str | Path,
     *,
     evaluation: Evaluation,
     history: str | Path | None = None,
@@ -32,13 +30,12 @@ def write_text_report(
     advice: Sequence[tuple[str, str, str]] = (),
     title: str = "omnivae report",
     seed: int = 0,
-) -> Path:
-    """Write a report on a model of sentences: reconstructions, samples, walks between sentences, curves, numbers.
+) -> str:
+    """Return the page of a report on a model of sentences: reconstructions, samples, walks between sentences, curves, numbers.
 
     Args:
         model: a text VAE; left as it was.
         sentences: that are shown with their reconstructions, at least two.
-        output: where to write; the file appears whole or not at all.
         evaluation: numbers to show.
         history: a run's ``metrics.csv``, for the curves.
         config_text: the run's configuration, shown as it is.
@@ -48,9 +45,8 @@ def write_text_report(
         seed: of the samples.
 
     Returns:
-        The path.
+        HTML, self-contained.
     """
-    output = Path(output)
     with torch.no_grad(), evaluating(model):
         codes = model.encode(model.to_tokens(sentences))
         columns = [model.decode_text(codes), model.decode_text(codes, search="beam")]
@@ -89,10 +85,7 @@ def write_text_report(
     if config_text is not None:
         sections.append(page.folded("Configuration", page.code(config_text)))
     lead = f"{type(model).__name__} with {model.num_parameters():,} parameters and {model.latent_dim} latent dimensions"
-    html = page.page(title, lead, sections, "Written by omnivae. This file is self-contained.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, html.encode())
-    return output
+    return page.page(title, lead, sections, "Written by omnivae. This file is self-contained.")
 
 
 def _walks(model: Any, sentences: Sequence[str], z: torch.Tensor) -> list[str]:

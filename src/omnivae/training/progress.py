@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(pl.Callback):
-    """Shows step, images a second, time left and the loss.
+    """Shows step, images (or sentences) a second, time left and the loss.
 
     Args:
         total_steps: steps of the whole run.
@@ -30,6 +30,7 @@ class Progress(pl.Callback):
         self._start = self._shown = time.perf_counter()
         self._first_step = trainer.global_step
         self._images = 0
+        self._unit = "images" if getattr(pl_module.model, "pixels", True) else "sentences"
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -66,7 +67,7 @@ class Progress(pl.Callback):
         step, elapsed = trainer.global_step, now - self._start
         rate = self._images / elapsed
         loss = float(pl_module.scalars.get("train/total", float("nan")))
-        text = f"{rate:,.1f} images/s  loss {loss:,.5g}"
+        text = f"{rate:,.1f} {self._unit}/s  loss {loss:,.5g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif trainer.is_global_zero:
