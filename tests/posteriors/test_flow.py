@@ -158,6 +158,20 @@ def test_linearised_variance_is_exact_for_an_affine_map():
         torch.testing.assert_close(made(features()).stddev, torch.exp(0.5 * q.logvar))
 
 
+@pytest.mark.parametrize("context_dim", [0, 3])
+def test_mean_and_variance_are_the_same_in_inference_mode(context_dim):
+    torch.manual_seed(0)
+    made = FlowPosterior(4, 2, flow="realnvp", num_flows=2, context_dim=context_dim, hidden=(8,)).double()
+    with torch.no_grad():
+        for p in made.parameters():
+            p.normal_(std=0.4)
+    expected = made(features(3))
+    with torch.inference_mode():
+        q = made(features(3))
+        torch.testing.assert_close(q.mean, expected.mean.detach())
+        torch.testing.assert_close(q.logvar, expected.logvar)
+
+
 def test_refuses_spatial_latents_and_what_needs_a_gaussian():
     with pytest.raises(ValueError, match=r"vector latent.*GaussianPosterior"):
         FlowPosterior(4, 2, 2)

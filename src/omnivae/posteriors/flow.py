@@ -60,9 +60,10 @@ class TransformedGaussian:
     def logvar(self) -> Tensor:
         """Log-variance of the flow linearised at the base's mean, ``[B, D]``, without gradient; exact where it is affine."""
         # As many passes as there are dimensions: computed only where somebody asks.
-        with torch.enable_grad():
-            eps = self.base.mean.detach().requires_grad_()
-            z, _ = self.flow(eps, self.context)
+        # Tensors of inference mode cannot be differentiated: copies can.
+        with torch.inference_mode(False), torch.enable_grad():
+            eps = self.base.mean.detach().clone().requires_grad_()
+            z, _ = self.flow(eps, None if self.context is None else self.context.detach().clone())
             rows = [torch.autograd.grad(z[:, d].sum(), eps, retain_graph=True)[0] for d in range(z.shape[1])]
         return (torch.stack(rows, 1) * self.base.stddev.detach().unsqueeze(1)).square().sum(2).log()
 
