@@ -30,7 +30,7 @@ class Progress(pl.Callback):
         self._start = self._shown = time.perf_counter()
         self._first_step = trainer.global_step
         self._images = 0
-        self._unit = "images" if getattr(pl_module.model, "pixels", True) else "sentences"
+        self._unit = "images" if getattr(pl_module.vae, "pixels", True) else "sentences"
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
