@@ -173,9 +173,9 @@ def interpolate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10, help="images on the way, both ends included")
     parser.add_argument(
         "--mode",
-        type=Literal["linear", "spherical", "both"],
-        default="linear",
-        help="line, great circle, or a row of each",
+        type=Literal["linear", "spherical", "both"] | None,
+        default=None,
+        help="line, great circle, or a row of each; by default the line, and the circle where latents are points of a sphere",
     )
     parser.add_argument("--cond", type=str | None, default=None, help=f"what the first image is, {CONDITION}")
     parser.add_argument("--to", type=str | None, default=None, help="what the second one is; the same by default")
@@ -191,7 +191,9 @@ def interpolate(argv: Sequence[str]) -> int:
 
     given = parse(interpolate_parser(), argv)
     if is_text_model(given.model):
-        walk = interpolate_sentences(given.model, given.first, given.second, steps=given.steps, mode=given.mode)
+        walk = interpolate_sentences(
+            given.model, given.first, given.second, steps=given.steps, mode=given.mode or "linear"
+        )
         return _say(walk, given.output)
     path = interpolate_files(
         given.model,

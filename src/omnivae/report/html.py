@@ -26,8 +26,10 @@ from omnivae.report.latent_ops import (
     has_alpha,
     in_codes,
     interpolate,
+    natural_mode,
     order_by_kl,
     reconstruct,
+    support,
     traverse,
 )
 
@@ -233,12 +235,14 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
             "Straight lines between the codes of two images, each vector replaced by the nearest code; the number is the share of "
             "the second image."
         )
+    elif natural_mode(model) == "spherical":
+        note = "Great circles between the directions of two images; the number is the share of the way."
     alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
     yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
 
 
 def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluation: Evaluation) -> Iterator[Section]:
-    if in_codes(model):
+    if support(model) != "real":
         return
     order = order_by_kl(encoded.kl, len(encoded.centre))[:MAX_TRAVERSALS]
     span = 3.0

@@ -36,7 +36,7 @@ def interpolate(
     x2: Tensor,
     *,
     steps: int = 10,
-    mode: Literal["linear", "spherical"] = "linear",
+    mode: Literal["linear", "spherical"] | None = None,
     cond: Tensor | None = None,
 ) -> Tensor:
     """Decode a path between the posterior modes of two images, at ``linspace(0, 1, steps)``.
@@ -49,14 +49,16 @@ def interpolate(
         x2: second image, of the same shape.
         steps: number of images on the path, >= 2, both ends included.
         mode: "linear" for ``(1 - a) z1 + a z2``; "spherical" for the great circle (Shoemake, Animating rotation with
-            quaternion curves, 1985), which keeps the norm that a Gaussian prior expects in high dimensions.
+            quaternion curves, 1985), which keeps the norm that a Gaussian prior expects in high dimensions. By default linear,
+            and spherical where latents are points of a sphere.
         cond: condition of both images ``[E]``, or of each ``[2, E]``; on the way it goes from one to the other in a line.
 
     Returns:
         ``[steps, C, *S]``; the ends are the two reconstructions.
 
     Raises:
-        ValueError: for images of unequal shape, fewer than two steps, or an unknown mode.
+        ValueError: for images of unequal shape, fewer than two steps, an unknown mode, or one that leaves the latents' support:
+            the line that of a sphere, the circle that of categories.
     """
     if x1.shape != x2.shape:
         raise ValueError(
@@ -64,8 +66,10 @@ def interpolate(
         )
     if steps < 2:
         raise ValueError(f"got steps={steps}; expected at least the two ends")
-    if mode not in ("linear", "spherical"):
+    if mode not in (None, "linear", "spherical"):
         raise ValueError(f"got mode={mode!r}; expected 'linear' or 'spherical'")
+    mode = mode or natural_mode(model)
+    _check_stays_inside(model, mode)
     device = device_of(model)
     pair = torch.stack([x1, x2]).to(device)
     with evaluating(model):
@@ -110,14 +114,10 @@ def traverse(
         positions alike.
 
     Raises:
-        ValueError: for a dimension that the latent lacks, fewer than two steps, a span that is not positive, or a quantised
-            model, whose codes have no dimensions to vary.
+        ValueError: for a dimension that the latent lacks, fewer than two steps, a span that is not positive, or a model whose
+            latents have no dimensions to vary (see :func:`check_varies`).
     """
-    if in_codes(model):
-        raise ValueError(
-            f"a latent of codes has no dimensions to vary: a {type(model.posterior).__name__} has a code or it has none; walk "
-            "between two images instead (omnivae interpolate), or draw images from a prior over the codes (omnivae prior, omnivae sample)"
-        )
+    check_varies(model)
     if steps < 2 or not span > 0:
         raise ValueError(f"got steps={steps}, span={span}; expected at least 2 steps and a positive span")
     device = device_of(model)
@@ -164,6 +164,39 @@ def in_codes(model: Any) -> bool:
     return hasattr(getattr(model, "posterior", None), "snap")
 
 
+def support(model: Any) -> str:
+    """Return what a model's latents are: "codes", points of a "sphere", "one-hot" categories, or "real" vectors."""
+    return "codes" if in_codes(model) else getattr(getattr(model, "posterior", None), "support", "real")
+
+
+def natural_mode(model: Any) -> Literal["linear", "spherical"]:
+    """Return the way between two latents that stays among them: the great circle on a sphere, else the line."""
+    return "spherical" if support(model) == "sphere" else "linear"
+
+
+def check_varies(model: Any) -> None:
+    """Refuse to set one dimension of a latent by itself where that would make it no latent.
+
+    Args:
+        model: a VAE.
+
+    Raises:
+        ValueError: for codes, points of a sphere, and one-hot categories; names two ways out.
+    """
+    why = {
+        "codes": "a latent of codes has no dimensions to vary: a {head} has a code or it has none",
+        "sphere": "a point of a sphere has no dimension to vary by itself: another value takes it off the sphere of a {head}",
+        "one-hot": "a one-hot latent has no dimensions to vary: a {head} has a category or it has none",
+    }.get(support(model))
+    if why is None:
+        return
+    draw = "from a prior over the codes (omnivae prior, omnivae sample)" if in_codes(model) else "(omnivae sample)"
+    raise ValueError(
+        f"{why.format(head=type(model.posterior).__name__)}; walk between two images instead (omnivae interpolate), or draw images "
+        f"{draw}"
+    )
+
+
 def great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
     """Return the latents on the great circle between two (Shoemake, Animating rotation with quaternion curves, 1985).
 
@@ -192,6 +225,19 @@ def great_circle(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
 
 
 # -- inside
+
+
+def _check_stays_inside(model: Any, mode: str) -> None:
+    if mode == "linear" and support(model) == "sphere":
+        raise ValueError(
+            "a straight line between two points of a sphere leaves it, and the decoder has seen nothing else: take "
+            "mode='spherical', which is the default here, or a model of real vectors such as conv_vae"
+        )
+    if mode == "spherical" and support(model) == "one-hot":
+        raise ValueError(
+            "a great circle between two one-hot latents leaves the probabilities that the decoder has seen: take mode='linear', "
+            "which is the default, or a model of real vectors such as conv_vae"
+        )
 
 
 def _decode(model: Any, z: Tensor, cond: Tensor | None, size: Sequence[int]) -> Tensor:

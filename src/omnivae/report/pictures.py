@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omnivae.report.collect import Chosen, encode_all
 from omnivae.report.figures import comparison_grid, traversal_grid
-from omnivae.report.latent_ops import device_of, evaluating, has_alpha, order_by_kl, reconstruct, traverse
+from omnivae.report.latent_ops import check_varies, device_of, evaluating, has_alpha, order_by_kl, reconstruct, traverse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,9 +76,12 @@ def traverse_model(
         A picture, ready to be saved.
 
     Raises:
-        ValueError: for no reference, fewer than one dimension, an unknown ``reach``, or a prior without moments.
+        ValueError: for no reference, fewer than one dimension, an unknown ``reach``, a prior without moments, or latents that
+            have no dimensions to vary (codes, points of a sphere, categories).
     """
     from PIL import Image as images
+
+    check_varies(model)
 
     if num_dimensions < 1 or not len(references):
         raise ValueError(f"got num_dimensions={num_dimensions}, {len(references)} references; expected at least 1 each")
