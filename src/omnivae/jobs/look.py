@@ -126,7 +126,7 @@ def interpolate_files(
     output: str | Path,
     *,
     steps: int = 10,
-    mode: Literal["linear", "spherical", "both"] = "linear",
+    mode: Literal["linear", "spherical", "both"] | None = None,
     cond: str | None = None,
     to: str | None = None,
     precision: Precision = "auto",
@@ -139,7 +139,8 @@ def interpolate_files(
         second: image file of the same size.
         output: PNG file.
         steps: images on the way, both ends included.
-        mode: straight line, great circle, or one row of each.
+        mode: straight line, great circle, or one row of each; by default the line, and the circle where latents are points of a
+            sphere.
         cond: what the first image is, for a conditional model: a class, or ``name=value`` separated by commas.
         to: what the second one is; the same by default. On the way the condition goes from one to the other in a line.
         precision: of the networks, see :func:`load`.
@@ -150,9 +151,9 @@ def interpolate_files(
     from PIL import Image
 
     from omnivae.report import interpolate, interpolation_grid
-    from omnivae.report.latent_ops import has_alpha
+    from omnivae.report.latent_ops import has_alpha, natural_mode
 
-    if mode not in ("linear", "spherical", "both"):
+    if mode not in (None, "linear", "spherical", "both"):
         raise ValueError(f"got mode={mode!r}; expected 'linear', 'spherical' or 'both'")
     target = _picture_path(output)
     loaded = load(model, precision)
@@ -161,7 +162,9 @@ def interpolate_files(
         raise ValueError(
             f"{first} is {tuple(a.shape)} and {second} is {tuple(b.shape)}; expected images of the same channels and size"
         )
-    ways: list[Literal["linear", "spherical"]] = ["linear", "spherical"] if mode == "both" else [mode]
+    ways: list[Literal["linear", "spherical"]] = (
+        ["linear", "spherical"] if mode == "both" else [mode or natural_mode(loaded)]
+    )
     start, end = told(loaded, cond), None if to is None else told(loaded, to, "--to")
     conds = None if start is None else torch.stack([start, start if end is None else end])
     frames = torch.stack([interpolate(loaded, a, b, steps=steps, mode=way, cond=conds) for way in ways]).cpu()
