@@ -70,6 +70,7 @@ TOY |= dict.fromkeys(
         "sigma_vae",
         "ms_ssim_vae",
         "dfc_vae",
+        "vae_gan",
     ),
     CONVOLUTIONAL,
 )
@@ -458,6 +459,7 @@ def loss_arguments(tmp_path_factory):
         "vf": {"weights_path": str(folder / "vit.pth"), "model": vit},
         "dfc": {"weights_path": str(folder / "resnet.pth"), "model": "test_resnet", "stages": [0, 1]},
         "gan": {"channels": 4, "num_layers": 2},
+        "vae_gan": {"channels": 4, "num_layers": 2, "layer": 2},
         "factor": {"width": 8, "depth": 2},
         "aae": {"width": 8, "depth": 1},
         "tc": {"dataset_size": 8},
@@ -509,8 +511,9 @@ def test_every_loss_is_an_unweighted_scalar_with_a_gradient(name, loss_arguments
         torch.manual_seed(2)
         model = loss_model(name).train()
         loss = make_loss(name, loss_arguments, weight=weight)
-        # The trainer does these two: it tells a loss the value range and the model's shapes.
+        # The trainer does these: it tells a loss the value range and the model's shapes, and how to decode.
         VAEModule(model, {"l1": make_loss("l1", {}), "it": loss}, TrainingConfig(), total_steps=1, steps_per_epoch=1)
+        loss.decode = model.likelihood
         x = loss_images(model)
         output = model(x, num_samples=loss.num_samples)
         # Near the reconstruction: MS-SSIM of images that have nothing in common is flat at 0.

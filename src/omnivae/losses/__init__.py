@@ -23,6 +23,7 @@ from omnivae.losses.schedules import (
     value_at,
 )
 from omnivae.losses.semi_supervised import M2
+from omnivae.losses.vae_gan import VAEGAN
 
 __all__ = [
     "AAE",
@@ -39,6 +40,7 @@ __all__ = [
     "MSSSIM",
     "NLL",
     "TC",
+    "VAEGAN",
     "VF",
     "AdaptiveLoss",
     "CodeEntropy",

@@ -162,6 +162,18 @@ class PatchDiscriminator(nn.Module):
             elif isinstance(module, norm):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
+    def features(self, x: Tensor, layer: int) -> Tensor:
+        """Return what a convolution, its normalisation and its activation make of images.
+
+        Args:
+            x: images ``[B, C, *S]``.
+            layer: which convolution, from 1 to ``num_layers + 1``.
+
+        Returns:
+            ``[B, F, *P]``.
+        """
+        return self.layers[: 3 * layer - 1](x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, 1, *P]`` for images ``[B, C, *S]``.
 

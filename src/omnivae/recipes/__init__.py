@@ -21,7 +21,7 @@ from omnivae.recipes.objectives import (
 )
 from omnivae.recipes.posteriors import autoencoder, fsq_vae, full_covariance_vae, lfq_vae, residual_vq_vae, vq_vae
 from omnivae.recipes.priors import mixture_vae, vamp_vae
-from omnivae.recipes.sharp import dfc_vae, eq_vae, ms_ssim_vae, sigma_vae
+from omnivae.recipes.sharp import dfc_vae, eq_vae, ms_ssim_vae, sigma_vae, vae_gan
 from omnivae.recipes.supports import gumbel_softmax_vae, hyperspherical_vae
 from omnivae.recipes.text import text_vae
 from omnivae.recipes.transvae import TransVAE
@@ -69,6 +69,7 @@ __all__ = [
     "sigma_vae",
     "swin_vae",
     "text_vae",
+    "vae_gan",
     "vamp_vae",
     "vit_vae",
     "vq_vae",

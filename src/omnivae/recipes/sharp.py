@@ -49,6 +49,18 @@ dfc_vae = variant(
     training={"batch_size": 64, "learning_rate": 5e-4},
 )
 
+vae_gan = variant(
+    convolutional,
+    "vae_gan",
+    "Return a convolutional network for VAE-GAN (Larsen et al., Autoencoding beyond pixels, 2016, table 1).",
+    paper="Larsen et al., Autoencoding beyond pixels using a learned similarity metric (VAE-GAN, 2016)",
+    equation="1/2 ‖D_l(x) - D_l(x̂)‖² + KL(q(z|x) ‖ N(0, I)); for the decoder also GAN(x̂) + GAN(Dec(z_p)), z_p ~ N(0, I)",
+    purpose="faces that look right without the weights of a classifier: a discriminator learns what makes two images alike",
+    losses={"vae_gan": {}, "kl": {}},
+    defaults=_COLOUR | {"latent_dim": 128, "channels": (64, 128, 256)},
+    training={"batch_size": 64, "learning_rate": 3e-4},
+)
+
 eq_vae = variant(
     kl_autoencoder,
     "eq_vae",
