@@ -7,7 +7,7 @@ from typing import Literal
 
 import jsonargparse
 
-from omnivae.cli.look import _add_precision
+from omnivae.cli.look import CONDITION, _add_precision
 from omnivae.cli.parsing import make_parser, parse
 
 
@@ -41,6 +41,7 @@ def arithmetic_parser() -> jsonargparse.ArgumentParser:
         default=[-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0],
         help="multiples of the difference, a column each",
     )
+    parser.add_argument("--cond", type=str | None, default=None, help=f"what the images to change are, {CONDITION}")
     parser.add_argument("--output", type=str, default="arithmetic.png", help="picture to write")
     _add_precision(parser)
     return parser
@@ -61,6 +62,7 @@ def arithmetic(argv: Sequence[str]) -> int:
         minus_label=given.minus_label,
         path=given.data.path,
         strengths=given.strengths,
+        cond=given.cond,
         precision=given.precision,
     )
     print(
@@ -171,6 +173,7 @@ def denoise_parser() -> jsonargparse.ArgumentParser:
         help="without files: the clean images; the run's own test images by default",
     )
     parser.add_argument("--data.limit", type=int | None, default=None, help="without files: at most so many images")
+    parser.add_argument("--cond", type=str | None, default=None, help=f"what the noisy files are, {CONDITION}")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that is added")
     _add_precision(parser)
     return parser
@@ -192,7 +195,7 @@ def denoise(argv: Sequence[str]) -> int:
             )
         if given.output is None:
             raise ValueError("say --output DIR, where the denoised images go")
-        for path in denoise_files(given.model, given.files, given.output, precision=given.precision):
+        for path in denoise_files(given.model, given.files, given.output, cond=given.cond, precision=given.precision):
             print(path)
         if given.clean is not None:
             pairs = [
@@ -200,6 +203,10 @@ def denoise(argv: Sequence[str]) -> int:
             ]
             results = compare_files(given.model, pairs, given.clean)
     else:
+        if given.cond is not None:
+            raise ValueError(
+                "got --cond without noisy files; the clean images come with their own labels or attributes"
+            )
         if given.clean is not None:
             raise ValueError("got --clean without noisy files; name the files, or give the clean images as --data.path")
         results = measure_denoising(
@@ -240,6 +247,7 @@ def impute_parser() -> jsonargparse.ArgumentParser:
         help="importance weights, for models trained with training.corrupt=missing; or a Gibbs chain, for any other",
     )
     parser.add_argument("--num_samples", type=int, default=1000, help="samples, or steps of the chain")
+    parser.add_argument("--cond", type=str | None, default=None, help=f"what the images are, {CONDITION}")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument(
         "--precision",
@@ -262,6 +270,7 @@ def impute(argv: Sequence[str]) -> int:
         given.output,
         method=given.method,
         num_samples=given.num_samples,
+        cond=given.cond,
         seed=given.seed,
         precision=given.precision,
     )

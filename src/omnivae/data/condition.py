@@ -369,9 +369,9 @@ def _plain(value: Any) -> str:
 
 
 def _sequence(value: Any) -> Sequence[Any]:
-    return (
-        value.split() if isinstance(value, str) else value if isinstance(value, (list, tuple, np.ndarray)) else [value]
-    )
+    if isinstance(value, str):
+        return value.split()
+    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
 
 
 def _number(value: Any, name: str) -> float:

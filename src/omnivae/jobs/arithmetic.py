@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Subset
 
 from omnivae.data import DataSplits
+from omnivae.jobs.conditions import told
 from omnivae.jobs.evaluate import images_for
 from omnivae.jobs.reconstruct import read_for
 from omnivae.report.arithmetic import AttributeVector, add_attribute, attribute_vector
@@ -35,6 +36,7 @@ def arithmetic_files(
     minus_label: str | None = None,
     path: str | None = None,
     strengths: Sequence[float] = STRENGTHS,
+    cond: str | None = None,
     precision: Precision = "auto",
 ) -> AttributeVector:
     """Add an attribute to images, in growing strength, one row an image, into one picture.
@@ -51,6 +53,8 @@ def arithmetic_files(
         minus_label: class without it; every other class by default.
         path: the labelled images that the classes are of; the run's own by default.
         strengths: multiples of the vector, a column each.
+        cond: what the images to change are, for a conditional model: a class, or ``name=value`` separated by commas. The images
+            of the groups come with their own.
         precision: of the networks, see :func:`omnivae.jobs.evaluate.load`.
 
     Returns:
@@ -78,7 +82,8 @@ def arithmetic_files(
     rows = []
     for file in to:
         x = read_for(loaded, file)[0]
-        rows.append((x.cpu(), add_attribute(loaded, x, found.vector, strengths).cpu()))
+        own = told(loaded, cond, x=x)
+        rows.append((x.cpu(), add_attribute(loaded, x, found.vector, strengths, cond=own).cpu()))
     sizes = {tuple(x.shape) for x, _ in rows}
     if len(sizes) > 1:
         raise ValueError(

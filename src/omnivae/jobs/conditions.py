@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omnivae.data.condition import Condition
-from omnivae.models import VAE
+from omnivae.models import VAE, SemiSupervisedVAE
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,14 @@ def needed_condition(model: VAE) -> Condition | None:
     return known
 
 
-def told(model: VAE, text: str | None, option: str = "--cond") -> Tensor | None:
+def told(model: VAE, text: str | None, option: str = "--cond", *, x: Tensor | None = None) -> Tensor | None:
     """Return the condition that a user named for one image.
 
     Args:
         model: the model.
         text: a class, or ``name=value`` separated by commas.
         option: the option that said it, for errors.
+        x: the image, ``[C, *S]``; where nobody names its class, a model that infers classes (m2_vae) names it.
 
     Returns:
         ``[E]`` on the model's device, or ``None`` for a model without a condition.
@@ -69,6 +70,10 @@ def told(model: VAE, text: str | None, option: str = "--cond") -> Tensor | None:
         if text is not None:
             raise ValueError(f"got {option} {text}; this model takes no condition: leave {option} out")
         return None
+    if text is None and x is not None and isinstance(model, SemiSupervisedVAE):
+        with torch.no_grad():
+            likeliest = model.classify(x[None])[0].argmax()
+        return torch.eye(model.num_classes, device=x.device)[likeliest]
     if text is None:
         raise ValueError(f"this model needs a condition: say {option} {example(known)}")
     left_out = known.unsaid(text)

@@ -53,6 +53,7 @@ def denoise_files(
     output: str | Path,
     *,
     on_error: OnError = "stop",
+    cond: str | None = None,
     precision: Precision = "auto",
     progress: bool = True,
 ) -> list[Path]:
@@ -63,6 +64,7 @@ def denoise_files(
         files: images, or folders of them.
         output: directory to write to.
         on_error: "stop" at files that cannot be read or written, or "skip" them with a warning.
+        cond: what the images are, for a conditional model: a class, or ``name=value`` separated by commas.
         precision: of the networks.
         progress: show progress on a terminal.
 
@@ -73,7 +75,7 @@ def denoise_files(
         ValueError: when the model was not trained to denoise.
     """
     noise_of(load(model, precision))
-    return reconstruct_files(model, files, output, on_error=on_error, precision=precision, progress=progress)
+    return reconstruct_files(model, files, output, on_error=on_error, cond=cond, precision=precision, progress=progress)
 
 
 def noise_of(model: VAE) -> Corruption:

@@ -104,6 +104,7 @@ def impute_files(
     *,
     method: Method = "importance",
     num_samples: int = 1000,
+    cond: str | None = None,
     seed: int = 0,
     precision: Precision = "32",
 ) -> dict[Path, float]:
@@ -117,6 +118,7 @@ def impute_files(
         output: directory to write to.
         method: see :func:`impute`.
         num_samples: see :func:`impute`.
+        cond: what the images are, for a conditional model: a class, or ``name=value`` separated by commas.
         seed: of the samples.
         precision: of the networks.
 
@@ -128,10 +130,13 @@ def impute_files(
         ValueError: for a mask of another size, or an image that the model would have to resize.
     """
     from omnivae.data import read_header, read_image, save_like
+    from omnivae.jobs.conditions import told
     from omnivae.jobs.evaluate import load
     from omnivae.jobs.reconstruct import list_files, read_for, reading_options
 
     loaded = load(model, precision)
+    own = told(loaded, cond)
+    row = None if own is None else own[None]
     options = reading_options(loaded)
     written = {}
     for source, name in list_files(files, Path(output)):
@@ -151,7 +156,7 @@ def impute_files(
                 f"the mask {place} is {picture.shape[0]} x {picture.shape[1]} and its image {x.shape[2]} x {x.shape[3]}: resize one"
             )
         known = (picture > 0).any(-1)[None, None]
-        result = impute(loaded, x, known.to(x), method=method, num_samples=num_samples, seed=seed)
+        result = impute(loaded, x, known.to(x), method=method, num_samples=num_samples, cond=row, seed=seed)
         target = Path(output) / name
         save_like(
             result.x[0].float().cpu().clamp(*loaded.value_range),

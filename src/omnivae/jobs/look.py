@@ -165,8 +165,13 @@ def interpolate_files(
     ways: list[Literal["linear", "spherical"]] = (
         ["linear", "spherical"] if mode == "both" else [mode or natural_mode(loaded)]
     )
-    start, end = told(loaded, cond), None if to is None else told(loaded, to, "--to")
-    conds = None if start is None else torch.stack([start, start if end is None else end])
+    start = told(loaded, cond, x=a)
+    end = start
+    if to is not None:
+        end = told(loaded, to, "--to")
+    elif cond is None:  # a model that tells what the first image is tells it of the second
+        end = told(loaded, None, x=b)
+    conds = None if start is None or end is None else torch.stack([start, end])
     frames = torch.stack([interpolate(loaded, a, b, steps=steps, mode=way, cond=conds) for way in ways]).cpu()
     ends = torch.stack([a, b]).cpu().expand(len(ways), 2, *a.shape)
     grid = interpolation_grid(frames, loaded.value_range, ends=ends, names=ways, alpha=has_alpha(loaded))
@@ -214,7 +219,7 @@ def traverse_file(
     references = torch.stack([item["x"] for item in items])
     x = references[0] if image is None else read_for(loaded, image)[0]
     others = None if loaded.cond_dim is None else torch.stack([item["cond"] for item in items])
-    own = told(loaded, cond) if image is not None or cond is not None or others is None else others[0]
+    own = told(loaded, cond, x=x) if image is not None or cond is not None or others is None else others[0]
     process = process_of(splits, loaded, num_rows=LABEL_ROWS) if loaded.image_size is not None else None
     picture = traverse_model(
         loaded,

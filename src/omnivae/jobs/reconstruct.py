@@ -20,7 +20,7 @@ from omnivae.data.pixels import resize
 from omnivae.jobs.conditions import told
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.progress import progress_bar
-from omnivae.models import VAE
+from omnivae.models import VAE, SemiSupervisedVAE
 from omnivae.training.device import Precision
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def reconstruct_files(
         files: images, or folders, of which every image is taken and the paths inside are kept.
         output: directory to write to.
         on_error: "stop" at files that cannot be read or written, or "skip" them with a warning.
-        cond: what the images are, for a conditional model: a class, or ``name=value`` separated by commas.
+        cond: what the images are, for a conditional model: a class, or ``name=value`` separated by commas. A model that infers
+            classes names them itself where this is left out.
         to: what they are decoded as instead: the same latent under another condition.
         precision: of the networks, see :func:`omnivae.jobs.evaluate.load`.
         progress: show progress on a terminal.
@@ -64,7 +65,7 @@ def reconstruct_files(
     """
     sources = list_files(files, Path(output))
     loaded = load(model, precision)
-    own = told(loaded, cond)
+    own = None if cond is None and isinstance(loaded, SemiSupervisedVAE) else told(loaded, cond)
     other = own if to is None else told(loaded, to, "--to")
     options = reading_options(loaded)
     names = [str(source) for source, _ in sources]
