@@ -185,6 +185,10 @@ OPTIONS = {
         batch_size data.channels data.image_size data.limit data.on_error data.path data.split dtype num_workers output
         precision shard_mib
     """,
+    "prior": f"""
+        data.path output prior.depth prior.dropout prior.num_heads prior.width
+        {" ".join(option for option in TRAIN if option.startswith("training."))}
+    """,
     "decode": "batch_size keys model output precision sample seed",
     "calibrate": """
         batch_size data.image_size data.limit data.on_error data.path data.split num_workers precision store
@@ -219,6 +223,7 @@ POSITIONALS = {
     "inspect": "path",
     "doctor": "run",
     "encode": "model",
+    "prior": "model",
     "decode": "latents",
     "calibrate": "model",
     "evaluate": "model",
