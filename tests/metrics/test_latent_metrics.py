@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -315,6 +316,22 @@ def test_linear_decoders_are_smooth_and_their_path_length_is_known():
     steps = (3 * x[order]).diff(dim=0).square().flatten(1).mean(1)
     assert result.metrics["path_length"].mean == pytest.approx(float(steps.mean()), rel=1e-3)
     assert "19 pairs" in result.remarks["path_length"]
+
+
+def test_decoded_lines_are_not_kept():
+    decoded, alive = [], []
+
+    def decoder(z):
+        picture = z.double().reshape(-1, 1, 2, 2).clone()
+        decoded.append(weakref.ref(picture))
+        alive.append(sum(ref() is not None for ref in decoded))
+        return picture
+
+    x = torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    evaluate(CodeModel(lambda x: x.flatten(1), decoder), ListDataset(x), ["smoothness"], bootstrap=0)
+    # 256 pairs of 256 x 256 colour pictures would be 5 GB.
+    assert len(alive) == 29
+    assert max(alive) <= 2
 
 
 def test_a_decoder_that_jumps_is_rough():

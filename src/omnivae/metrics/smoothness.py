@@ -49,11 +49,7 @@ def interpolation_roughness(population: Population) -> Estimate:
     Returns:
         Between 0 and 4.
     """
-    paths = population.once(decoded_paths)[:, :POINTS]
-    first = paths.diff(dim=1)
-    steps = first.square().flatten(2).sum(2)
-    bends = first.diff(dim=1).square().flatten(1).sum(1)
-    rows = torch.stack([bends, (steps[:, 1:] + steps[:, :-1]).sum(1) / 2], -1).numpy()
+    rows = population.once(measured_paths)[:, :2].numpy()
     note = None if rows[:, 1].any() else "undefined: decoded images do not depend on the code"
     return Estimate(rows, ratio_of_sums, population.noted(_pairs(len(rows)), note))
 
@@ -79,8 +75,7 @@ def path_length(population: Population) -> Estimate:
     Returns:
         Squared pixel values.
     """
-    ends = population.once(decoded_paths)[:, POINTS:]
-    rows = (ends.diff(dim=1).square().flatten(1).mean(1) / EPSILON**2).numpy()
+    rows = population.once(measured_paths)[:, 2].numpy()
     return Estimate(rows, remark=population.noted(_pairs(len(rows))))
 
 
@@ -94,14 +89,15 @@ def ratio_of_sums(rows: np.ndarray) -> float:
     return float(above / below) if below > 0 else float("nan")
 
 
-def decoded_paths(population: Population) -> Tensor:
-    """Decode the points of each pair's line: 11 evenly spaced ones, then two that are 0.01 apart at a random place.
+def measured_paths(population: Population) -> Tensor:
+    """Decode the points of each pair's line, 11 evenly spaced ones and two that are 0.01 apart at a random place, and measure them.
 
     Args:
         population: the images.
 
     Returns:
-        ``[P, 13, C, *S]`` float64.
+        Sum of squared second differences, sum of squared first ones (each the mean of two neighbours), and squared change of a
+        pixel for a unit of the way, ``[P, 3]`` float64.
     """
     population.demand("interpolation_roughness and path_length", 2)
     z = population.table(conditioned_codes, "z")
@@ -109,7 +105,7 @@ def decoded_paths(population: Population) -> Tensor:
     has_cond = "cond" in population.names(conditioned_codes)
     cond = population.table(conditioned_codes, "cond") if has_cond else None
     random = torch.Generator().manual_seed(population.seed)
-    paths = []
+    measured = []
     for i in range(min(MAX_PAIRS, len(z) - 1)):
         start = torch.rand((), generator=random) * (1 - EPSILON)
         at = torch.cat([torch.linspace(0, 1, POINTS), torch.stack([start, start + EPSILON])])
@@ -117,8 +113,14 @@ def decoded_paths(population: Population) -> Tensor:
         line = ((1 - at) * z[i] + at * z[i + 1]).to(population.device)
         # The first image's condition all the way: a condition is nothing to walk through.
         known = None if cond is None else cond[i].to(population.device).expand(len(line), -1)
-        paths.append(population.model.decode(line, known, size=size).double().cpu())
-    return torch.stack(paths)
+        # Pictures of one pair at a time: those of all would be gigabytes.
+        path = population.model.decode(line, known, size=size).double().cpu()
+        first = path[:POINTS].diff(dim=0)
+        steps = first.square().flatten(1).sum(1)
+        bends = first.diff(dim=0).square().sum()
+        slope = path[POINTS:].diff(dim=0).square().mean() / EPSILON**2
+        measured.append(torch.stack([bends, (steps[1:] + steps[:-1]).sum() / 2, slope]))
+    return torch.stack(measured)
 
 
 def _pairs(count: int) -> str:
