@@ -15,7 +15,7 @@ from training_toys import Images, run, toy_model
 
 from omnivae.distributions import DiagonalGaussian
 from omnivae.likelihoods import GaussianLikelihood
-from omnivae.losses import GAN, KL, L1, NLL, Commitment
+from omnivae.losses import DIP, GAN, KL, L1, MMD, NLL, TC, Commitment, divergences
 from omnivae.recipes import residual_vq_vae
 from omnivae.training.distributed import joined, together
 from omnivae.training.module import VAEModule
@@ -51,6 +51,10 @@ def losses(name):
         # Balanced by gradients, and starting late: what has a gradient changes on the way.
         gan = GAN(weight=0.5, channels=4, num_layers=1, start_step=3, discriminator_learning_rate=1e-3)
         return {"l1": L1(per_element=True), "kl": KL(weight=0.1), "gan": gan}
+    if name == "pairs":
+        # Numbers of a whole batch, among others that are means over images.
+        total = TC(weight=0.2, alpha=0.0, beta=2.0, gamma=0.5)
+        return {"tc": total, "l1": L1(), "mmd": MMD(weight=3.0), "kl": KL(weight=0.1), "dip": DIP(kind="ii")}
     return {"l1": L1(), "kl": KL(weight=0.1)}
 
 
@@ -79,12 +83,16 @@ class Gradients:
             before(module, optimizer)
 
         VAEModule.on_before_optimizer_step = keep
-        DiagonalGaussian.rsample = lambda q, k=1: (q.mean[None], None)
+        # What stands for a sample of the prior is an image's own: the same in one process and in two.
+        self.prior = divergences.prior_samples
+        divergences.prior_samples = lambda name, latent: latent.z[0].detach().flip(1) + 0.5
+        DiagonalGaussian.rsample = lambda q, k=1: (q.mean[None], q.log_prob(q.mean[None]))
         torch.nn.BatchNorm2d.forward = lambda n, x: x * n.weight[:, None, None] + n.bias[:, None, None]
         return self
 
     def __exit__(self, *error):
         VAEModule.on_before_optimizer_step, DiagonalGaussian.rsample, torch.nn.BatchNorm2d.forward = self.saved
+        divergences.prior_samples = self.prior
 
 
 def equal(directory, name, broken=None, **settings):
@@ -237,6 +245,8 @@ SCENARIOS = {
     "codes": codes,
     # An image that only one of the processes has, and which all of them must leave out.
     "broken": lambda d: equal(d, "gan", broken=5, on_nonfinite="skip"),
+    "pairs": lambda d: equal(d, "pairs"),
+    "pairs_broken": lambda d: equal(d, "pairs", broken=5, on_nonfinite="skip"),
     "refused": refused,
     "nll": lambda d: equal(d, "nll", accumulate=2),
     "l1": lambda d: equal(d, "l1"),

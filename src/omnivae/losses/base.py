@@ -55,6 +55,10 @@ class Loss(nn.Module, Component):
         instead: property that is missing -> the setting to change, where dropping the loss is not the first thing to do.
         replaces: losses that this one stands in the place of.
         decodes: whether it decodes latents of its own, a second pass through the decoder.
+        of_batch: whether it is one number of all images of a batch together and no mean over them: several processes then
+            compute it on the batch of all of them.
+        gather: a tensor of this process's share, its images first, to that of all shares; set by the trainer where ``of_batch``
+            and there are several processes.
         decode: p(x|z) of any z of this batch, its condition included; set by the trainer where ``decodes``.
         least_size: least number of pixels along each axis of an image.
         smaller: the setting that lowers ``least_size``, in words.
@@ -70,6 +74,8 @@ class Loss(nn.Module, Component):
     instead: Mapping[str, str] = MappingProxyType({})
     replaces: frozenset[str] = frozenset()
     decodes: bool = False
+    of_batch: bool = False
+    gather: Callable[[Tensor], Tensor] | None = None
     decode: Callable[[Tensor], Distribution] | None = None
     least_size: int = 1
     smaller: str = ""
@@ -111,6 +117,17 @@ class Loss(nn.Module, Component):
     def current_weight(self) -> float:
         """Return the weight at the present step."""
         return value_at(self.weight, step=self.step, epoch=self.epoch)
+
+    def whole(self, share: Tensor) -> Tensor:
+        """Return a tensor of the whole batch: what it is given, and every other process's share where there are several.
+
+        Args:
+            share: this process's, its images first, ``[B, ...]``.
+
+        Returns:
+            ``[N B, ...]`` for N processes.
+        """
+        return share if self.gather is None else self.gather(share)
 
     def reduce(self, per_sample: Tensor, event_size: int) -> Tensor:
         """Apply the reduction rule.

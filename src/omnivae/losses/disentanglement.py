@@ -10,6 +10,7 @@ Shapes: K samples, B images in the batch, D latent dimensions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -43,8 +44,8 @@ class Decomposition:
 class TC(Loss):
     """``alpha MI + beta TC + gamma KL of the dimensions``: β-TCVAE's regulariser, in the place of the KL (eq. 4).
 
-    With all three at 1 it is the KL. It needs the whole data set's size N, because q(z) is estimated from a batch (in a
-    distributed run, from each process's share of it) with the weights that make up for the rest: see :func:`decompose`.
+    With all three at 1 it is the KL. It needs the whole data set's size N, because q(z) is estimated from a batch, that of all
+    processes, with the weights that make up for the rest: see :func:`decompose`.
 
     Args:
         weight: factor in the total.
@@ -60,6 +61,7 @@ class TC(Loss):
     """
 
     name = "tc"
+    of_batch = True
     needs = frozenset({"density", "diagonal", "independent prior", "vector latent"})
     instead = MappingProxyType({"together": "set losses.tc.alpha and losses.tc.gamma to 0, so that it adds to the kl"})
 
@@ -106,13 +108,19 @@ class TC(Loss):
             raise ValueError("tc needs the number of training images: give dataset_size, as the trainer does by itself")
         total = torch.zeros((), device=output.latents[0].z.device)
         for latent in output.latents:
-            parts = decompose(latent, self.dataset_size, self.estimator)
+            parts = decompose(latent, self.dataset_size, self.estimator, whole=self.whole)
             total = total + self.alpha * parts.mutual_information + self.beta * parts.total_correlation
             total = total + self.gamma * parts.dimension_wise_kl
         return total
 
 
-def decompose(latent: Latent, dataset_size: int, estimator: Estimator = "stratified") -> Decomposition:
+def decompose(
+    latent: Latent,
+    dataset_size: int,
+    estimator: Estimator = "stratified",
+    *,
+    whole: Callable[[Tensor], Tensor] | None = None,
+) -> Decomposition:
     """Estimate mutual information, total correlation and dimension-wise KL from a batch.
 
     ``q(z) ~ sum_j c_ij q(z|x_j)`` for a sample z of image i, and the same for each dimension alone. "weighted" has
@@ -125,6 +133,8 @@ def decompose(latent: Latent, dataset_size: int, estimator: Estimator = "stratif
         latent: samples of a diagonal Gaussian posterior, z ``[K, B, D]``.
         dataset_size: N, at least B.
         estimator: "stratified" or "weighted".
+        whole: makes a batch ``[B, ...]`` that of all processes; q(z) is then estimated from that. The means of log q(z|x) and
+            log p(z) stay those of this batch: averaged over the processes they are right.
 
     Returns:
         Three scalars, means over samples and batch.
@@ -142,6 +152,10 @@ def decompose(latent: Latent, dataset_size: int, estimator: Estimator = "stratif
     demand_vector("tc", z.ndim - 3)
     if log_q is None:
         raise ValueError("z is the posterior's mode and no sample of it: call the model with sample=True")
+    mine = z
+    if whole is not None:
+        z = whole(z.transpose(0, 1)).transpose(0, 1)
+        q = DiagonalGaussian(whole(q.mean), whole(q.logvar))
     size = z.shape[1]
     if size > dataset_size:
         raise ValueError(
@@ -152,7 +166,7 @@ def decompose(latent: Latent, dataset_size: int, estimator: Estimator = "stratif
     each = q.distribution().base_dist.log_prob(z[:, :, None])
     log_qz = (weights + each.sum(-1)).logsumexp(2).mean()
     log_product = (weights[..., None] + each).logsumexp(2).sum(-1).mean()
-    return Decomposition(log_q.mean() - log_qz, log_qz - log_product, log_product - latent.prior.log_prob(z).mean())
+    return Decomposition(log_q.mean() - log_qz, log_qz - log_product, log_product - latent.prior.log_prob(mine).mean())
 
 
 def _log_weights(size: int, dataset_size: int, estimator: Estimator, like: Tensor) -> Tensor:
@@ -170,8 +184,8 @@ class DIP(Loss):
     """Pulls the covariance of the codes towards the identity: ``od sum_{i != j} C_ij^2 + d sum_i (C_ii - 1)^2``.
 
     "i" takes the covariance of the posterior means (Kumar et al., 2018, eq. 6), "ii" that of z, which adds the mean of the
-    posterior variances (eq. 7). The covariance is the batch's (in a distributed run, that of each process's share), divided
-    by B. It is added to ``nll`` and ``kl``.
+    posterior variances (eq. 7). The covariance is that of the batch of all processes, divided by its size. It is added to
+    ``nll`` and ``kl``.
 
     Args:
         weight: factor in the total.
@@ -184,6 +198,7 @@ class DIP(Loss):
     """
 
     name = "dip"
+    of_batch = True
     needs = frozenset({"density", "diagonal", "vector latent"})
 
     def __init__(
@@ -223,13 +238,14 @@ class DIP(Loss):
             q = latent.posterior
             assert isinstance(q, DiagonalGaussian)
             demand_vector(self.name, q.mean.ndim - 2)
-            if len(q.mean) < 2:
+            mean, logvar = self.whole(q.mean), self.whole(q.logvar)
+            if len(mean) < 2:
                 raise ValueError("dip needs at least two images in a batch: set training.batch_size higher")
             with torch.autocast(q.mean.device.type, enabled=False):
-                centred = q.mean - q.mean.mean(0)
+                centred = mean - mean.mean(0)
                 covariance = centred.T @ centred / len(centred)
                 if self.kind == "ii":
-                    covariance = covariance + q.logvar.exp().mean(0).diag()
+                    covariance = covariance + logvar.exp().mean(0).diag()
                 diagonal = covariance.diagonal()
                 apart = covariance.square().sum() - diagonal.square().sum()
                 total = total + self.off_diagonal * apart + self.diagonal * (diagonal - 1).square().sum()

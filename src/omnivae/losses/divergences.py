@@ -24,8 +24,8 @@ class MMD(Loss):
     """Squared MMD between the codes of a batch and as many samples of the prior.
 
     Wasserstein autoencoder: ``mse`` and this, weight λ (Tolstikhin et al., 2018, algorithm 2). InfoVAE: ``nll``, ``kl`` with
-    weight 1 - α, and this with weight α + λ - 1 (Zhao et al., 2017). It is one number for a batch (in a distributed
-    run, for each process's share). A spatial latent counts as the vector of all its elements.
+    weight 1 - α, and this with weight α + λ - 1 (Zhao et al., 2017). It is one number for the batch of
+    all processes. A spatial latent counts as the vector of all its elements.
 
     Args:
         weight: factor in the total; λ = 10 is Tolstikhin's for MNIST.
@@ -41,6 +41,7 @@ class MMD(Loss):
     """
 
     name = "mmd"
+    of_batch = True
     needs = frozenset({"prior", "one latent"})
 
     def __init__(
@@ -68,7 +69,8 @@ class MMD(Loss):
     def forward(self, output: VAEOutput, batch: Batch) -> Tensor:
         total = torch.zeros((), device=output.latents[0].z.device)
         for latent in output.latents:
-            codes, samples = latent.z[0].flatten(1), prior_samples(self.name, latent).flatten(1)
+            codes = self.whole(latent.z[0].flatten(1))
+            samples = self.whole(prior_samples(self.name, latent).flatten(1))
             widths = [scale * (self.bandwidth or 2 * codes.shape[1]) for scale in self.scales]
             total = total + mmd(codes, samples, widths, kernel=self.kernel, unbiased=self.unbiased)
         return total

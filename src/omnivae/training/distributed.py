@@ -192,6 +192,36 @@ def copy_from_rank_zero(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
+class _Whole(torch.autograd.Function):
+    """All shares of a batch, by rank.
+
+    Every process computes the same function L of the whole batch, so each knows dL for its own share and nothing has to be
+    exchanged on the way back. Parameters get the mean of the processes' gradients: times N, that is the gradient of L.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        parts = [torch.empty_like(share) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, share)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()] * dist.get_world_size()
+
+
+def whole_batch(share: Tensor) -> Tensor:
+    """Return the shares that the processes have of a batch, one after the other; with its gradient where they are averaged.
+
+    Args:
+        share: this process's ``[B, ...]``, of the same shape in every process.
+
+    Returns:
+        ``[N B, ...]``, to compute the same scalar from in every process.
+    """
+    return _Whole.apply(share.contiguous())
+
+
 def together(work: Callable[[], T]) -> T:
     """Do something in every process that may be refused; where one refuses, all end, and one says why.
 

@@ -19,7 +19,7 @@ from omnivae.training.combinations import check
 from omnivae.training.config import TrainingConfig
 from omnivae.training.corruption import Corruption
 from omnivae.training.diagnosis import random_state, set_random_state
-from omnivae.training.distributed import gather, largest, noise_seed, several
+from omnivae.training.distributed import gather, largest, noise_seed, several, whole_batch
 from omnivae.training.guard import Guard
 from omnivae.training.inputs import inspect_inputs
 from omnivae.training.levels import active_units, kl_by_dimension
@@ -209,9 +209,16 @@ class VAEModule(pl.LightningModule):
         total = torch.zeros((), device=x.device)
         # Losses that are balanced against the sum of the others wait until that is known.
         adaptive: list[tuple[str, AdaptiveLoss, Tensor]] = []
-        for name, loss in self.losses.items():
+        # The processes compare notes once all have come this far; numbers of the whole batch are worked out after that.
+        losses = sorted(self.losses.items(), key=lambda item: joint and bool(item[1].of_batch))
+        agreed = not joint
+        for name, loss in losses:
             assert isinstance(loss, Loss)
             loss.step, loss.epoch = step, step / self.steps_per_epoch
+            loss.gather = whole_batch if joint and loss.of_batch else None
+            if loss.gather is not None and not agreed:
+                self._agree()
+                agreed = True
             if loss.decodes:
                 # A function and no reference to the model: a copy of the losses must not copy that too.
                 loss.decode = lambda z: self.vae.likelihood(z, batch.get("cond"))  # type: ignore[operator]
@@ -224,8 +231,8 @@ class VAEModule(pl.LightningModule):
             weight: float | Tensor = loss.current_weight()
             total = total + weight * value
             terms[f"weight/{name}"] = weight
-        if joint and largest(0):
-            raise _FailedElsewhere
+        if not agreed:
+            self._agree()
         if torch.is_grad_enabled() and any(value.requires_grad for _, _, value in adaptive):
             gradient = reconstruction_gradient(adaptive[0][0], total, output)
             for _, loss, value in adaptive:
@@ -236,6 +243,12 @@ class VAEModule(pl.LightningModule):
             total = total + weight * value
             terms[f"weight/{name}"] = weight
         return total, output, terms
+
+    @staticmethod
+    def _agree() -> None:
+        """Return where every process could compute its share of the batch so far."""
+        if largest(0):
+            raise _FailedElsewhere
 
     @torch.no_grad()
     def _diagnose(self, output: VAEOutput, batch: Batch, split: str, into: dict[str, Any]) -> None:
