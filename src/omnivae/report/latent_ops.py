@@ -184,9 +184,9 @@ def check_varies(model: Any) -> None:
         ValueError: for codes, points of a sphere, and one-hot categories; names two ways out.
     """
     why = {
-        "codes": "a latent of codes has no dimensions to vary: a {head} has a code or it has none",
-        "sphere": "a point of a sphere has no dimension to vary by itself: another value takes it off the sphere of a {head}",
-        "one-hot": "a one-hot latent has no dimensions to vary: a {head} has a category or it has none",
+        "codes": "a latent of codes has no dimensions to vary: {head} knows one code or another, and nothing between",
+        "sphere": "a point of a sphere has no dimension to vary by itself: another value takes it off the sphere of {head}",
+        "one-hot": "a one-hot latent has no dimensions to vary: {head} knows one category or another, and nothing between",
     }.get(support(model))
     if why is None:
         return

@@ -22,6 +22,7 @@ from torch.utils.data import default_collate
 from omnivae.metrics.codes import CodeCounts, coded
 from omnivae.training.distributed import copy_from_rank_zero, gather
 from omnivae.training.order import EpochView
+from omnivae.training.world import world
 from omnivae.types import VAEOutput
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 VECTORS_PER_CODE, MOST_IMAGES = 32, 2048
 #: Images that are encoded at once.
 AT_ONCE = 32
+#: Codes in use, as if equally often, below which a codebook tells hardly any image from another; and windows in a row that say so
+#: before the run is warned: an encoder that has just started may be that uniform.
+FEW, AGREEING = 2.0, 2
 
 
 @runtime_checkable
@@ -169,6 +173,7 @@ class CodeWatch:
     def __init__(self, window: int) -> None:
         self.window = window
         self._counts: dict[str, list[CodeCounts]] = {"train": [], "val": []}
+        self._low = 0
 
     def add(self, output: VAEOutput, split: str) -> None:
         """Count the codes of a batch.
@@ -184,13 +189,25 @@ class CodeWatch:
             counts.add_posterior(posterior)
 
     def step_done(self, step: int, last: bool) -> dict[str, float]:
-        """Return the figures where a window ends; all processes must call it together.
+        """Return the figures where a window ends, and warn of a codebook that has collapsed; all processes must call it together.
 
         Args:
             step: optimiser steps done.
             last: whether it is the run's last.
         """
-        return self.figures("train") if step % self.window == 0 or last else {}
+        if step % self.window and not last:
+            return {}
+        figures = self.figures("train")
+        self._low = self._low + 1 if figures.get("train/perplexity", FEW) < FEW else 0
+        if self._low == AGREEING and world().rank == 0:
+            log.warning(
+                "step %d: the codebook has collapsed: over the last %d steps the codes' perplexity is %.2f, so that they tell "
+                "hardly any image from another; `omnivae doctor` on this run says what to change",
+                step,
+                self.window,
+                figures["train/perplexity"],
+            )
+        return figures
 
     def figures(self, split: str) -> dict[str, float]:
         """Return perplexity and share in use over all processes, and start again; empty for models without codes."""
