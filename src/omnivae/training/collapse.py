@@ -20,7 +20,7 @@ from torch.distributions import Normal
 
 from omnivae.distributions import SampledGaussian
 from omnivae.training.callbacks import save_and_stop
-from omnivae.training.distributed import from_rank_zero
+from omnivae.training.distributed import from_rank_zero, whole_batch
 from omnivae.types import Latent, VAEOutput
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ LOOKS, AGREEING, EARLIEST = 100, 8, 100
 WAKING = 1.25
 
 
-def channel_information(latent: Latent) -> Tensor | None:
+def channel_information(latent: Latent, *, joint: bool = False) -> Tensor | None:
     """Return the information that each latent dimension can carry about the image, in nats.
 
     ``I_d = 1/2 log(1 + Var_x(μ_d) / E_x[σ_d²])``: the capacity of a channel with additive Gaussian noise (Shannon, A Mathematical
@@ -42,6 +42,7 @@ def channel_information(latent: Latent) -> Tensor | None:
 
     Args:
         latent: of a batch of at least two images.
+        joint: whether every process has its share of the batch.
 
     Returns:
         ``[C]`` (a channel's positions are added up); ``None`` for a posterior without mean and variance, or a single image.
@@ -62,22 +63,25 @@ def channel_information(latent: Latent) -> Tensor | None:
         mean = mean - density.loc.detach().float()
     if isinstance(latent.posterior, SampledGaussian):
         mean, logvar = mean[0], logvar[0]
+    if joint:
+        mean, logvar = whole_batch(mean), whole_batch(logvar)
     if len(mean) < 2:
         return None
     nats = torch.log1p(mean.var(0) / logvar.exp().mean(0).clamp(min=torch.finfo(mean.dtype).tiny)) / 2
     return nats.reshape(len(nats), -1).sum(1)
 
 
-def information_of(output: VAEOutput) -> Tensor | None:
+def information_of(output: VAEOutput, *, joint: bool = False) -> Tensor | None:
     """Return the information of every latent with a prior, one after the other.
 
     Args:
         output: the model's output.
+        joint: whether every process has its share of the batch.
 
     Returns:
         Nats, ``[C1 + C2 + ...]``; ``None`` where any of them cannot be told.
     """
-    found = [channel_information(latent) for latent in output.latents if latent.prior is not None]
+    found = [channel_information(latent, joint=joint) for latent in output.latents if latent.prior is not None]
     return None if not found or any(f is None for f in found) else torch.cat(found)  # type: ignore[arg-type]
 
 

@@ -114,7 +114,7 @@ class VAEModule(pl.LightningModule):
         scalars: dict[str, Tensor | float] = {f"train/{name}": value for name, value in terms.items()}
         scalars["train/total"] = total.detach()
         looks = (self.global_step + 1) % self.look_every == 0
-        self.information = information_of(output) if looks else None
+        self.information = information_of(output, joint=several()) if looks else None
         if (self.global_step + 1) % self.config.log_every == 0:
             self._diagnose(output, batch, "train", scalars)
         self.scalars = self._over_accumulation(scalars, batch_idx)
@@ -268,7 +268,7 @@ class VAEModule(pl.LightningModule):
             if all(found is not None for found in dimensions):
                 # Levels one after the other, the top one first.
                 self.kl_per_dimension = torch.cat(dimensions)  # type: ignore[arg-type]
-        information = information_of(output)
+        information = information_of(output, joint=split == "train" and several())
         if information is not None:
             into[f"{split}/information"] = information.sum()
         units = [active_units(latent, joint=split == "train" and several()) for latent in output.latents]
