@@ -41,7 +41,7 @@ def nearest(x):
     return place // (len(TEMPLATES) // len(KINDS))
 
 
-def train(conditioning, *, tell=True, steps=250):
+def train(conditioning, *, tell=True, steps=120):
     torch.manual_seed(0)
     model = c_vae(image_size=SIDE, latent_dim=4, channels=(8, 16), cond_dim=3, conditioning=conditioning)
     config = TrainingConfig(learning_rate=5e-3, precision="32")
