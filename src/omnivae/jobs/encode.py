@@ -31,6 +31,7 @@ from omnivae.jobs.store import (
     next_generation,
     write_info,
 )
+from omnivae.jobs.text import is_text_model
 from omnivae.jobs.train import data_for, run_data
 from omnivae.models import VAE
 from omnivae.models.storage import find_model, model_hash
@@ -117,6 +118,11 @@ def encode_images(
         raise ValueError(f"got shard_mib={shard_mib}; expected a size above 0")
     rank, world_size = _launch()
     directory = find_model(model)
+    if is_text_model(directory):
+        raise ValueError(
+            f"{model} holds a model of sentences, and a posterior store is of images: encode sentences in Python with "
+            "model.encode(model.to_tokens(sentences))"
+        )
     loaded = load(directory, precision)
     config = data_for(loaded, path, run_data(directory))
     config = replace(

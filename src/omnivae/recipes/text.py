@@ -37,6 +37,8 @@ def text_vae(
     hidden: int = 256,
     encoder_layers: int = 2,
     decoder_layers: int = 1,
+    decoder_hidden: int | None = None,
+    decoder_embedding_dim: int | None = None,
     cell: Cell = "lstm",
     tied: bool = False,
     word_dropout: float = 0.25,
@@ -52,7 +54,10 @@ def text_vae(
         embedding_dim: size of a token's vector.
         hidden: width of the encoder in each direction, and of the decoder.
         encoder_layers: 1 to 3.
-        decoder_layers: 1 to 3; a weaker decoder leaves more to z.
+        decoder_layers: 1 to 3.
+        decoder_hidden: width of the decoder alone; ``hidden`` by default.
+        decoder_embedding_dim: size of the vectors that the decoder reads words by; ``embedding_dim`` by default. Few numbers
+            make a weaker decoder, which leaves more to z.
         cell: "lstm" or "gru".
         tied: score words with the vectors that they are read by.
         word_dropout: share of the decoder's input words that training hides, 0.25 to 0.5 against collapse.
@@ -70,9 +75,8 @@ def text_vae(
     tokenizer = {"word": WordTokenizer, "character": CharacterTokenizer}[tokens](vocabulary, lowercase)
     encoder = SequenceEncoder(len(tokenizer), embedding_dim, hidden, num_layers=encoder_layers, cell=cell)
     posterior = GaussianPosterior(encoder.out_channels, latent_dim, 0)
-    decoder = SequenceDecoder(
-        len(tokenizer), latent_dim, embedding_dim, hidden, num_layers=decoder_layers, cell=cell, tied=tied
-    )
+    sizes = (decoder_embedding_dim or embedding_dim, decoder_hidden or hidden)
+    decoder = SequenceDecoder(len(tokenizer), latent_dim, *sizes, num_layers=decoder_layers, cell=cell, tied=tied)
     return TextVAE(
         encoder, posterior, decoder, StandardNormal(),
         tokenizer=tokenizer, max_length=max_length, word_dropout=word_dropout,

@@ -155,13 +155,22 @@ class CollapseMonitor(pl.Callback):
         if not from_rank_zero(not early and is_collapsed(self.looks)):
             return
         self.called = step
-        log.warning("%s", sentence(step, max(self.looks), len(information), pl_module.losses))
+        log.warning(
+            "%s",
+            sentence(
+                step,
+                max(self.looks),
+                len(information),
+                pl_module.losses,
+                text=not getattr(pl_module.vae, "pixels", True),
+            ),
+        )
         if self.action == "stop":
             self.stopped = True
             save_and_stop(trainer, pl_module)
 
 
-def sentence(step: int, nats: float, dimensions: int, losses: Any) -> str:
+def sentence(step: int, nats: float, dimensions: int, losses: Any, *, text: bool = False) -> str:
     """Return what is said when the posterior has collapsed.
 
     Args:
@@ -169,6 +178,7 @@ def sentence(step: int, nats: float, dimensions: int, losses: Any) -> str:
         nats: of the most informative dimension.
         dimensions: of the latent.
         losses: name to loss.
+        text: whether the model is one of sentences.
 
     Returns:
         One sentence with the remedies.
@@ -178,7 +188,8 @@ def sentence(step: int, nats: float, dimensions: int, losses: Any) -> str:
         if "kl" in losses
         else f"lower the weight of what holds z to the prior ({', '.join(losses)})"
     )
+    weaken = "hide words from the decoder (model.word_dropout)" if text else "weaken the decoder"
     return (
         f"posterior collapse at step {step}: the most informative of {dimensions} latent dimensions carries {nats:.1g} nats about "
-        f"its image and is not growing, so the decoder ignores z: {remedies}, or weaken the decoder; `omnivae doctor` says more"
+        f"what it encodes and is not growing, so the decoder ignores z: {remedies}, or {weaken}; `omnivae doctor` says more"
     )
