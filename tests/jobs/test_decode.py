@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from store_helpers import save_model, write_pictures
 
-from omnivae import PosteriorStore
+from omnivae import PosteriorStore, gumbel_softmax_vae
 from omnivae.data import read_image
 from omnivae.jobs.decode import decode_latents
 from omnivae.jobs.encode import encode_images
@@ -147,3 +147,13 @@ def test_decoding_needs_a_store(model, tmp_path):
     torch.save({}, tmp_path / "some.safetensors")
     with pytest.raises(ValueError, match="damaged"):
         decode_latents([tmp_path / "some.safetensors"], model, tmp_path / "out", progress=False)
+
+
+def test_a_store_that_an_encoding_left_empty_is_refused(pictures, tmp_path):
+    torch.manual_seed(0)
+    model = gumbel_softmax_vae(in_channels=3, image_size=None, latent="spatial", channels=(4,), likelihood="gaussian")
+    model.save_pretrained(tmp_path / "categories")
+    with pytest.raises(ValueError, match="mean and log-variance of a diagonal Gaussian"):
+        encode_images(tmp_path / "categories", tmp_path / "store", path=str(pictures), progress=False)
+    with pytest.raises(ValueError, match="holds no latents"):
+        decode_latents([tmp_path / "store"], tmp_path / "categories", tmp_path / "decoded", progress=False)

@@ -92,6 +92,11 @@ def decode_latents(
 
 def _choose(stores: list[PosteriorStore], keys: Sequence[str] | None) -> list[Item]:
     if keys is None:
+        if not any(len(store) for store in stores):
+            raise ValueError(
+                f"{', '.join(str(store.path) for store in stores)} holds no latents; the command that wrote it (omnivae encode) "
+                "was refused or stopped before the first image: repeat it"
+            )
         return [(store, i) for store in stores for i in range(len(store))]
     missing = [key for key in keys if not any(key in store for store in stores)]
     if missing:
