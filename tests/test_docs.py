@@ -39,7 +39,7 @@ def test_python_blocks_run(path, tmp_path, monkeypatch):
 
 def commands():
     for path in DOCUMENTS:
-        for line in re.findall(r"`(omnivae [a-z]+ [^`]+)`", path.read_text()):
+        for line in re.findall(r"`(omnivae [a-z-]+ [^`]+)`", path.read_text()):
             yield pytest.param(shlex.split(line)[1:], id=line[:60])
         for block in blocks(path, "bash"):
             for line in block.replace("\\\n", " ").splitlines():
