@@ -2,13 +2,18 @@
 
 import json
 import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from training_toys import Images, assert_equal_tensors
 
-from omnivae import residual_vq_vae
-from omnivae.jobs.prior import CodeDataset, code_likelihood, encode_codes, unigram_bits
+from omnivae import VAE, conv_vae, residual_vq_vae
+from omnivae.cli.main import main
+from omnivae.data import DataConfig
+from omnivae.jobs.config import RunConfig
+from omnivae.jobs.prior import CodeDataset, PriorConfig, code_likelihood, encode_codes, train_prior, unigram_bits
+from omnivae.jobs.train import train
 from omnivae.losses.codes import CodeNLL
 from omnivae.models.codes import CodeModel
 from omnivae.priors import AutoregressivePrior
@@ -68,3 +73,51 @@ def test_codes_are_those_of_the_model():
     data = [{"x": images.x[i], "key": str(i)} for i in range(5)]
     found = encode_codes(vae, data, progress=False)
     assert torch.equal(found.codes, vae.encode(images.x).indices)
+
+
+@pytest.fixture(scope="module")
+def quantised_run(tmp_path_factory):
+    """A quantised run of two steps on the digits."""
+    model = {"recipe": "residual_vq_vae", "latent_dim": 2, "channels": [4, 4], "num_codes": 4, "num_books": 2}
+    settings = TrainingConfig(batch_size=8, max_steps=2, precision="32", val_images=8)
+    config = RunConfig(model, DataConfig("digits", limit=40), {"nll": {}, "commitment": {}}, settings)
+    directory = tmp_path_factory.mktemp("quantised") / "run"
+    train(config, directory, progress=False, report=False)
+    return directory
+
+
+def test_a_second_stage_from_a_run_to_images_that_continues_and_refuses_another(quantised_run, tmp_path):
+    settings = TrainingConfig(batch_size=8, max_steps=3, precision="32", val_images=8)
+    small = PriorConfig(width=8, depth=1, num_heads=2)
+    output = tmp_path / "prior"
+
+    def second_stage(**changed):
+        return train_prior(quantised_run, output, prior=small, training=replace(settings, **changed), progress=False)
+
+    result, likelihood = second_stage()
+    assert (result.step, result.complete) == (3, True)
+    # Four codes, barely trained: hardly better than two bits, and each image has its positions' two books.
+    assert likelihood.bits_per_code == pytest.approx(2, abs=0.3)
+    assert likelihood.low <= likelihood.bits_per_code <= likelihood.high
+    assert json.loads((output / "likelihood.json").read_text()) == asdict(likelihood)
+    joint, first = VAE.from_pretrained(output / "model"), VAE.from_pretrained(quantised_run / "model")
+    x = 2 * torch.rand(3, 1, 8, 8) - 1
+    assert torch.equal(joint.encode(x).indices, first.encode(x).indices)
+    assert likelihood.codes == first.encode(x[:1]).indices.numel()
+    assert main(["sample", str(output), "--n", "2", "--output", str(tmp_path / "s.png")]) == 0
+    assert (tmp_path / "s.png").stat().st_size
+    result, _ = second_stage(max_steps=5)
+    assert result.step == 5
+    with pytest.raises(FileExistsError, match=r"holds another prior \(training differ\)"):
+        second_stage(learning_rate=0.5)
+
+
+def test_a_second_stage_is_of_one_process_and_of_a_model_with_codes(quantised_run, tmp_path):
+    with pytest.raises(ValueError, match=r"training.devices=2.*by one process: leave training.devices out"):
+        train_prior(quantised_run, tmp_path / "a", training=TrainingConfig(devices=2), progress=False)
+    torch.manual_seed(0)
+    conv_vae(in_channels=1, image_size=8, channels=(4,), latent_dim=2).save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"has no codes \(GaussianPosterior\): train vq_vae"):
+        train_prior(tmp_path / "plain", tmp_path / "b", path="digits", progress=False)
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
