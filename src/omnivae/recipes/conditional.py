@@ -87,8 +87,8 @@ def c_vae(
     paper="Kingma et al., Semi-supervised Learning with Deep Generative Models (2014), model M2",
     equation="L(x, y) of labelled images, Σ_y q(y|x) L(x, y) - H(q(y|x)) of the others, - α log q(y|x)",
     purpose="a classifier, and images by class, where few images have a label",
-    losses={"m2": {}},
-    data={"cond": "label", "labels_per_class": 10},
+    losses={"m2": {"alpha": 10.0}},
+    data={"cond": "label", "labels_per_class": 10, "labelled_share": 0.2},
 )
 def m2_vae(
     *,
