@@ -78,8 +78,8 @@ RECIPE_ARGUMENTS = {
         channels dim image_size in_channels latent_dim likelihood recipe value_range
     """,
     "text_vae": """
-        cell decoder_layers embedding_dim encoder_layers hidden latent_dim lowercase max_length recipe tied tokens vocabulary
-        word_dropout
+        cell decoder_embedding_dim decoder_hidden decoder_layers embedding_dim encoder_layers hidden latent_dim lowercase
+        max_length recipe tied tokens vocabulary word_dropout
     """,
     "flow_vae": """
         channels dim flow image_size in_channels latent_dim likelihood num_flows recipe value_range

@@ -331,7 +331,9 @@ def test_a_named_recipe_keeps_its_objective_when_one_of_its_losses_is_changed():
     assert {name: loss["weight"] for name, loss in config.losses.items()} == {"nll": 1.0, "kl": 4.0}
     changed = read("--model.recipe", "beta_vae", "--data.path", "digits", "--losses.kl.weight", "8")
     assert {name: loss["weight"] for name, loss in changed.losses.items()} == {"nll": 1.0, "kl": 8.0}
-    added = read("--model.recipe", "conv_vae", "--data.path", "digits", "--losses.tc.weight", "5", "--losses.kl.weight", "0")
+    added = read(
+        "--model.recipe", "conv_vae", "--data.path", "digits", "--losses.tc.weight", "5", "--losses.kl.weight", "0"
+    )
     assert set(added.losses) == {"nll", "tc"}
     replaced = read("--model.recipe", "beta_vae", "--data.path", "digits", "--losses", "l1", "kl")
     assert set(replaced.losses) == {"l1", "kl"}

@@ -22,7 +22,9 @@ def test_values_are_the_originals():
     first, last = DSPRITES.factor_values(np.array([[0, 0, 0, 0, 0], [2, 5, 39, 31, 31]]))
     np.testing.assert_allclose(first, [1, 0.5, 0, 0, 0])
     np.testing.assert_allclose(last, [3, 1.0, 2 * np.pi, 1, 1])
-    np.testing.assert_allclose(DSPRITES.factor_values(np.array([[0, 1, 1, 1, 0]]))[0, 1:4], [0.6, 2 * np.pi / 39, 1 / 31])
+    np.testing.assert_allclose(
+        DSPRITES.factor_values(np.array([[0, 1, 1, 1, 0]]))[0, 1:4], [0.6, 2 * np.pi / 39, 1 / 31]
+    )
 
 
 def test_mean_pixel_is_the_originals():
@@ -75,7 +77,10 @@ def test_dataset_has_factors_and_disjoint_splits():
     splits = load_data(DataConfig("dsprites"), value_range=(0.0, 1.0))
     counts = [len(part) for part in (splits.train, splits.val, splits.test)]
     assert counts == [589824, 73728, 73728]
-    assert len(np.unique(np.concatenate([splits.train.indices, splits.val.indices, splits.test.indices]))) == DSPRITES.num_images
+    assert (
+        len(np.unique(np.concatenate([splits.train.indices, splits.val.indices, splits.test.indices])))
+        == DSPRITES.num_images
+    )
     item = splits.val[3]
     number = int(splits.val.indices[3])
     assert item["key"] == f"dsprites/{number:06d}"

@@ -1,6 +1,7 @@
 """Decoding a store gives what reconstructing its files gives, under their names, and refuses what is not its own."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -149,11 +150,18 @@ def test_decoding_needs_a_store(model, tmp_path):
         decode_latents([tmp_path / "some.safetensors"], model, tmp_path / "out", progress=False)
 
 
-def test_a_store_that_an_encoding_left_empty_is_refused(pictures, tmp_path):
+def test_a_posterior_that_a_store_cannot_hold_is_refused_before_there_is_one(pictures, tmp_path):
     torch.manual_seed(0)
     model = gumbel_softmax_vae(in_channels=3, image_size=None, latent="spatial", channels=(4,), likelihood="gaussian")
     model.save_pretrained(tmp_path / "categories")
     with pytest.raises(ValueError, match="mean and log-variance of a diagonal Gaussian"):
         encode_images(tmp_path / "categories", tmp_path / "store", path=str(pictures), progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_without_latents_is_refused(model, pictures, tmp_path):
+    encode_images(model, tmp_path / "store", path=str(pictures), progress=False)
+    (tmp_path / "empty").mkdir()
+    shutil.copy(tmp_path / "store" / "store.json", tmp_path / "empty")
     with pytest.raises(ValueError, match="holds no latents"):
-        decode_latents([tmp_path / "store"], tmp_path / "categories", tmp_path / "decoded", progress=False)
+        decode_latents([tmp_path / "empty"], model, tmp_path / "decoded", progress=False)

@@ -18,7 +18,7 @@ import torch
 from omnivae.data.config import OnError
 from omnivae.data.latents import FORMAT, KIND, STORE, PosteriorStore, identity
 from omnivae.jobs.evaluate import load
-from omnivae.jobs.images import ImageList, Part, encode_batches, images_to_encode, plan_batches
+from omnivae.jobs.images import ImageList, Part, encode_batches, images_to_encode, not_gaussian, plan_batches
 from omnivae.jobs.progress import progress_bar
 from omnivae.jobs.store import (
     Dtype,
@@ -124,6 +124,9 @@ def encode_images(
             "model.encode(model.to_tokens(sentences))"
         )
     loaded = load(directory, precision)
+    if "diagonal" not in getattr(loaded.posterior, "provides", {"diagonal"}):
+        # Before a store is made: an empty one would be left behind.
+        raise ValueError(not_gaussian(loaded, type(loaded.posterior).__name__))
     config = data_for(loaded, path, run_data(directory))
     config = replace(
         config,

@@ -191,6 +191,14 @@ def _check(model: VAE, images: ImageList, config: DataConfig) -> None:
                 raise ValueError(f"{images.keys[i]}: {error}") from error
 
 
+def not_gaussian(model: VAE, kind: str) -> str:
+    """Return what is said to a model whose posterior a store cannot hold."""
+    return (
+        f"the posterior of this {type(model).__name__} is a {kind}; a posterior store holds the mean and log-variance of a "
+        "diagonal Gaussian: use a model with a gaussian posterior"
+    )
+
+
 def plan_batches(images: ImageList, numbers: list[int], batch_size: int) -> list[list[int]]:
     """Group images of one size into batches, in an order that depends on nothing but the images.
 
@@ -247,10 +255,7 @@ def encode_batches(
         x = batch["x"].to(device, non_blocking=True)
         posterior = model.encode(x) if cond is None else model.encode(x, cond.to(device))
         if not isinstance(posterior, DiagonalGaussian):
-            raise ValueError(
-                f"the posterior of this {type(model).__name__} is a {type(posterior).__name__}; a posterior store holds "
-                "the mean and log-variance of a diagonal Gaussian: use a model with a gaussian posterior"
-            )
+            raise ValueError(not_gaussian(model, type(posterior).__name__))
         size = posterior.input_size
         assert size is not None, "encode records the size of its images"
         # Copies: a view of the head's output would keep all of that alive for as long as the latent waits to be written.
