@@ -18,7 +18,7 @@ demo: setup
 	$(RUN)/omnivae demo --output demo
 
 test: setup
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2
 
 lint: setup
 	$(RUN)/ruff check .

@@ -65,8 +65,11 @@ def test_a_single_file(tmp_path):
     write(tmp_path / "b.png")
     assert load_data(DataConfig(str(tmp_path / "a.png"))).train.keys == ["a.png"]
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"a\.txt is not an image file \(expected \.png"):
+    with pytest.raises(ValueError, match=r"a\.txt is text, and images are needed here"):
         load_data(DataConfig(str(tmp_path / "a.txt")))
+    (tmp_path / "a.mp3").write_text("a")
+    with pytest.raises(ValueError, match=r"a\.mp3 is not an image file \(expected \.png"):
+        load_data(DataConfig(str(tmp_path / "a.mp3")))
 
 
 def test_class_folders_become_labels(tmp_path):

@@ -247,7 +247,7 @@ def test_data_that_cannot_be_read_at_all_is_a_finding(tmp_path):
     (tmp_path / "none" / "a.txt").write_text("x")
     found = inspect_data(DataConfig(str(tmp_path / "none")))
     assert found.other_files == {".txt": 1}
-    assert "no image in" in found.problems[0]
+    assert "is text, and images are needed here" in found.problems[0]
     (tmp_path / "bad").mkdir()
     for i in range(5):
         (tmp_path / "bad" / f"{i}.png").write_bytes(b"")

@@ -17,6 +17,7 @@ from omnivae.jobs.reconstruct import read_for
 from omnivae.jobs.text import is_text_model, report_text
 from omnivae.jobs.train import write_run_report
 from omnivae.metrics import evaluate
+from omnivae.metrics.registry import measurable
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
 from omnivae.training.device import Precision
@@ -260,7 +261,10 @@ def report_model(model: str | Path, output: str | Path, *, path: str | None = No
     from omnivae.report import write_report
 
     evaluation = evaluate(
-        loaded, Subset(dataset, range(min(len(dataset), REPORT_IMAGES))), REPORT_METRICS, progress=False
+        loaded,
+        Subset(dataset, range(min(len(dataset), REPORT_IMAGES))),
+        measurable(REPORT_METRICS, loaded),
+        progress=False,
     )
     history, config = run / "metrics.csv", run / "config.yaml"
     return write_report(
