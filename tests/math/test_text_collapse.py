@@ -8,6 +8,7 @@ import torch
 
 import omnivae
 from omnivae.losses import KL, NLL, CyclicalSchedule, LinearSchedule
+from omnivae.training import TrainingConfig, fit
 from omnivae.training.collapse import channel_information, is_collapsed
 
 _spec = importlib.util.spec_from_file_location("text_grammar", Path(__file__).parents[1] / "models" / "text_grammar.py")
@@ -84,3 +85,36 @@ def test_a_narrower_decoder_that_reads_all_it_wrote_is_no_remedy():
     # Measured, and said in docs/text.md: what the words before tell must be taken away, not the decoder's memory.
     information, _ = trained(KL(), 200, decoder_hidden=8)
     assert active(information) == 0
+
+
+class Sentences:
+    """A map-style data set of the grammar's sentences."""
+
+    def __init__(self, model):
+        self.x = model.to_tokens(grammar.sentences())
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index]}
+
+
+@pytest.mark.parametrize(("free_bits", "stopped"), [(0.0, True), (0.5, False)])
+def test_the_monitor_calls_collapse_within_the_first_fifth_and_no_healthy_run(free_bits, stopped, tmp_path):
+    model = build(hidden=16)
+    steps = 1000 if stopped else 300
+    config = TrainingConfig(
+        batch_size=BATCH, max_steps=steps, learning_rate=5e-3, schedule="constant", warmup_steps=0, precision="32",
+        ema=0.0, log_every=100, on_collapse="stop",
+    )  # fmt: skip
+    losses = {"nll": NLL(), "kl": KL(free_bits=free_bits)}
+    data = Sentences(model)
+    result = fit(
+        model, losses, data, None, config=config, directory=tmp_path, save_model=lambda _: None, progress=False
+    )
+    if stopped:
+        assert result.stopped_by == "posterior collapse"
+        assert result.step <= steps / 5
+    else:
+        assert result.complete
