@@ -329,3 +329,39 @@ def test_rows_after_the_continued_step_and_half_lines_are_dropped(tmp_path):
     table.write({"step": 3, "epoch": 1.5, "a": 9.0})
     table.close()
     assert [(row["step"], row["a"]) for row in rows(tmp_path, "t.csv")] == [(1, 1), (2, 2), (3, 9)]
+
+
+def test_what_is_logged_leaves_out_masked_pixels_and_compares_with_the_target(tmp_path):
+    """The logged ELBO is that of the loss: with a mask, and where what is wanted is not what went in."""
+    from omnivae import KL, NLL, conv_vae
+    from omnivae.training import TrainingConfig, VAEModule
+
+    torch.manual_seed(0)
+    model = conv_vae(in_channels=1, image_size=8, latent_dim=2, channels=(4,), norm="none", likelihood="bernoulli")
+    config = TrainingConfig(batch_size=4, max_steps=1)
+    module = VAEModule(model, {"nll": NLL(), "kl": KL()}, config, total_steps=1, steps_per_epoch=1)
+    x = torch.rand(4, 1, 8, 8)
+    for extra in ({"mask": (torch.rand(4, 1, 8, 8) > 0.5).float()}, {"target": 1 - x}):
+        batch = {"x": x, **extra}
+        output = model(x, sample=True)
+        into = {}
+        module._diagnose(output, batch, "train", into)
+        loss = NLL()(output, batch) + KL()(output, batch)
+        torch.testing.assert_close(-into["train/elbo"], loss.detach())
+
+
+def test_a_class_among_the_latents_hides_nothing_about_the_others(tmp_path):
+    from omnivae import m2_vae
+    from omnivae.losses import loss_classes
+    from omnivae.training import TrainingConfig, VAEModule
+
+    torch.manual_seed(0)
+    model = m2_vae(image_size=8, hidden=(16,), latent_dim=3, num_classes=2)
+    config = TrainingConfig(batch_size=4, max_steps=1)
+    module = VAEModule(model, {"m2": loss_classes()["m2"]()}, config, total_steps=1, steps_per_epoch=1)
+    x = torch.rand(4, 1, 8, 8)
+    into = {}
+    module._diagnose(model(x, sample=True), {"x": x}, "train", into)
+    assert float(into["train/information"]) > 0
+    assert "train/active_units" in into
+    assert len(module.kl_per_dimension) == 3

@@ -72,17 +72,18 @@ def channel_information(latent: Latent, *, joint: bool = False) -> Tensor | None
 
 
 def information_of(output: VAEOutput, *, joint: bool = False) -> Tensor | None:
-    """Return the information of every latent with a prior, one after the other.
+    """Return the information of every latent that has a prior, a mean and a variance, one after the other.
 
     Args:
         output: the model's output.
         joint: whether every process has its share of the batch.
 
     Returns:
-        Nats, ``[C1 + C2 + ...]``; ``None`` where any of them cannot be told.
+        Nats, ``[C1 + C2 + ...]``; ``None`` where there is no such latent, or a single image.
     """
-    found = [channel_information(latent, joint=joint) for latent in output.latents if latent.prior is not None]
-    return None if not found or any(f is None for f in found) else torch.cat(found)  # type: ignore[arg-type]
+    told = [channel_information(latent, joint=joint) for latent in output.latents if latent.prior is not None]
+    found = [nats for nats in told if nats is not None]
+    return torch.cat(found) if found else None
 
 
 def is_collapsed(information: Sequence[float]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnivae.distributions import kl_divergence
 from omnivae.losses import AdaptiveLoss, Loss, pixel_parameters, reconstruction_gradient
+from omnivae.losses.elbo import log_likelihood
 from omnivae.training.codes import CodeWatch, followers
 from omnivae.training.collapse import information_of, look_every
 from omnivae.training.combinations import check
@@ -256,7 +257,7 @@ class VAEModule(pl.LightningModule):
         # A point mass may have a prior that its codes are to fill (WAE), and still no density.
         latents = [v for v in output.latents if v.prior is not None and v.log_q is not None]
         if latents:
-            nll = -output.likelihood.log_prob(x).mean()
+            nll = -log_likelihood(output, batch).mean()
             levels = [kl_divergence(v.posterior, v.prior, z=v.z, log_q=v.log_q).mean() for v in latents]  # type: ignore[arg-type]
             kl = torch.stack(levels).sum()
             into[f"{split}/elbo"] = -(nll + kl)
@@ -264,18 +265,19 @@ class VAEModule(pl.LightningModule):
             into[f"{split}/kl_nats"] = kl
             if len(levels) > 1:
                 into |= {f"{split}/kl_level{level}": value for level, value in enumerate(levels)}
-            dimensions = [kl_by_dimension(latent) for latent in latents]
-            if all(found is not None for found in dimensions):
-                # Levels one after the other, the top one first.
-                self.kl_per_dimension = torch.cat(dimensions)  # type: ignore[arg-type]
+            # Levels one after the other, the top one first; a class (M2) has no dimensions.
+            dimensions = [found for latent in latents if (found := kl_by_dimension(latent)) is not None]
+            if dimensions:
+                self.kl_per_dimension = torch.cat(dimensions)
         information = information_of(output, joint=split == "train" and several())
         if information is not None:
             into[f"{split}/information"] = information.sum()
-        units = [active_units(latent, joint=split == "train" and several()) for latent in output.latents]
-        if all(found is not None for found in units):
-            into[f"{split}/active_units"] = torch.stack(units).sum()  # type: ignore[arg-type]
-            if len(units) > 1:
-                into |= {f"{split}/active_units_level{level}": value for level, value in enumerate(units)}
+        counted = [active_units(latent, joint=split == "train" and several()) for latent in output.latents]
+        units = {level: found for level, found in enumerate(counted) if found is not None}
+        if units:
+            into[f"{split}/active_units"] = torch.stack(list(units.values())).sum()
+            if len(counted) > 1:
+                into |= {f"{split}/active_units_level{level}": value for level, value in units.items()}
 
     def _freeze_statistics(self) -> None:
         # A frozen part must not drift through its normalisation statistics either.
