@@ -39,8 +39,6 @@ def build(spec: dict) -> torch.nn.Module:
 @torch.no_grad()
 def reached(model: torch.nn.Module, member: str, test: torch.Tensor) -> float:
     """Return the negative ELBO on test images in nats (VQ-VAE: the squared error), one posterior sample each."""
-    from pythae.data.datasets import BaseDataset
-
     model.eval()
     torch.manual_seed(0)
     if member in ("vae", "beta_vae", "beta_tc_vae", "factor_vae", "iwae"):
@@ -50,7 +48,7 @@ def reached(model: torch.nn.Module, member: str, test: torch.Tensor) -> float:
         nll = torch.nn.functional.binary_cross_entropy(x, test, reduction="none").flatten(1).sum(1)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
         return float((nll + kl).mean())
-    output = model(BaseDataset(test, torch.zeros(len(test))))
+    output = model({"data": test})
     if member == "vq_vae":
         return float((output.recon_x - test).square().flatten(1).sum(1).mean())
     return float(output.loss)
