@@ -66,6 +66,7 @@ def family_figure(columns: Sequence[Column], recipes: Sequence[str], *, per_row:
             axes.errorbar(mean(values), place, xerr=spread, fmt="|", color=INK, capsize=3, markersize=9, linewidth=1.2)
         axes.set_yticks(range(len(recipes)), recipes if index % per_row == 0 else [""] * len(recipes))
         axes.set_ylim(len(recipes) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(column.heading, loc="left", fontsize=9.5, color=INK)
     return png_of(figure)
 

@@ -118,15 +118,15 @@ class FamilyResult:
         return [[recipe, *(cell(column.values[recipe]) for column in columns)] for recipe in self.plan.recipes]
 
     def table(self) -> Table:
-        """Return the table for a terminal."""
+        """Return the table for a terminal: a column for each recipe, as there are more figures than fit side by side."""
         from rich.table import Table
 
         table = Table(title=f"{self.plan.data.path}, {self.plan.steps} steps")
-        table.add_column("recipe")
+        table.add_column("")
+        for recipe in self.plan.recipes:
+            table.add_column(recipe, justify="right")
         for column in self.columns():
-            table.add_column(column.heading, justify="right")
-        for row in self.rows():
-            table.add_row(*row)
+            table.add_row(column.heading, *(cell(column.values[recipe]) for recipe in self.plan.recipes))
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,5 +198,5 @@ def cell(values: Sequence[float]) -> str:
     if len(values) == 1 or stdev(values) == 0:
         return f"{values[0]:.4g}"
     spread = stdev(values)
-    digits = max(0, 1 - math.floor(math.log10(spread)))
+    digits = min(4, max(0, 1 - math.floor(math.log10(spread))))
     return f"{mean(values):.{digits}f} ± {spread:.{digits}f}"
