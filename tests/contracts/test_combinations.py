@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
-from test_components import TOY, build, images, loss_arguments, make_loss  # noqa: F401
+from test_components import TOY, build, images
 from test_conditional import CASES as TOLD
+from test_terms import loss_arguments, make_loss  # noqa: F401
 
 import omnivae
 from omnivae.losses import GAN, IWAE, KL, M2, MSE, NLL, TC, Factor, Refusal, loss_classes
