@@ -40,13 +40,28 @@ class Batch(TypedDict):
 
 @runtime_checkable
 class Network(Protocol):
-    """Tensors in, tensors out: ``forward(x, cond=None)``, with channel counts and the total spatial stride."""
+    """Tensors in, tensors out: ``forward(x, cond=None)``, with channel counts and the total stride, of all axes or of each."""
 
     in_channels: int
     out_channels: int
-    stride: int
+
+    @property
+    def stride(self) -> int | tuple[int, ...]: ...
 
     def __call__(self, x: Tensor, cond: Tensor | None = None) -> Tensor: ...
+
+
+def strides(network: Network, dim: int) -> tuple[int, ...]:
+    """Return the total stride of a network along each spatial axis.
+
+    Args:
+        network: has ``stride``, one number for all axes or one for each.
+        dim: number of spatial axes.
+
+    Returns:
+        ``dim`` numbers.
+    """
+    return (network.stride,) * dim if isinstance(network.stride, int) else tuple(network.stride)
 
 
 class Posterior(Protocol):

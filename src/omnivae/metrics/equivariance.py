@@ -22,6 +22,7 @@ from torch import Tensor
 from omnivae.metrics.inference import Inference
 from omnivae.metrics.population import Collector, Estimate, Population
 from omnivae.metrics.registry import metric
+from omnivae.types import strides
 
 #: A vector latent's image is shifted by this share of its side.
 SHIFT = 1 / 8
@@ -29,22 +30,22 @@ SHIFT = 1 / 8
 
 def shifted(inference: Inference) -> dict[str, Tensor]:
     """Collect what :func:`equivariance_shift` compares."""
-    stride = inference.model.encoder.stride
+    stride = strides(inference.model.encoder, inference.x.ndim - 2)
 
     def move(x: Tensor) -> Tensor:
         by = max(1, round(SHIFT * x.shape[-1]))
         return torch.cat([x[..., :1].expand(*x.shape[:-1], by), x[..., :-by]], -1)
 
-    def cut(x: Tensor, cells: int) -> Tensor:
-        for axis in range(2, x.ndim):
-            x = x.narrow(axis, cells, x.shape[axis] - cells)
+    def cut(x: Tensor, cells: tuple[int, ...]) -> Tensor:
+        for axis, n in enumerate(cells, 2):
+            x = x.narrow(axis, n, x.shape[axis] - n)
         return x
 
     return _compare(
         inference,
         "equivariance_shift",
         cells=3,
-        spatial=(lambda x: cut(x, stride), lambda z: cut(z, 1)),
+        spatial=(lambda x: cut(x, stride), lambda z: cut(z, (1,) * len(stride))),
         vector=move,
     )
 
@@ -214,11 +215,11 @@ def _compare(
     if _is_vector(inference):
         return {"before": inference.posterior.mode(), "after": _code(model, vector(x), cond)}
     # Whole cells only (of the halved image too): padding is no part of the question.
-    step = multiple * model.encoder.stride
-    whole = [n // step * step for n in x.shape[2:]]
-    if min(whole) < cells * model.encoder.stride:
+    stride = strides(model.encoder, x.ndim - 2)
+    whole = [n // (multiple * s) * multiple * s for n, s in zip(x.shape[2:], stride, strict=True)]
+    if any(n < cells * s for n, s in zip(whole, stride, strict=True)):
         raise ValueError(
-            f"{name} needs images of at least {cells * model.encoder.stride} pixels along each axis ({cells} latent cells), got "
+            f"{name} needs images of at least {_times([cells * s for s in stride])} pixels ({cells} latent cells), got "
             f"{_times(x.shape[2:])}; leave it out"
         )
     for axis, n in enumerate(whole, 2):

@@ -22,8 +22,10 @@ class BottomUp(Protocol):
     """A network from images to one feature tensor for each level, the top one first."""
 
     in_channels: int
-    stride: int
     dim: int
+
+    @property
+    def stride(self) -> int | tuple[int, ...]: ...
 
     def __call__(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, ...]: ...
 

@@ -16,7 +16,7 @@ from omnivae.distributions import DiagonalGaussian, unwhiten, whiten
 from omnivae.models.conditions import agreed_cond_dim, agreed_support
 from omnivae.models.drawing import draw
 from omnivae.models.storage import load_model, save_model
-from omnivae.types import Latent, Network, VAEOutput
+from omnivae.types import Latent, Network, VAEOutput, strides
 
 
 class VAE(nn.Module, Component):
@@ -101,21 +101,22 @@ class VAE(nn.Module, Component):
         Raises:
             ValueError: when the image is larger than the one canvas of the model.
         """
+        stride = strides(self.encoder, len(size))
         if self.image_size is None:
-            return tuple(math.ceil(n / self.encoder.stride) * self.encoder.stride for n in size)
+            return tuple(math.ceil(n / s) * s for n, s in zip(size, stride, strict=True))
         if any(n > m for n, m in zip(size, self.image_size, strict=True)):
             raise ValueError(
                 f"got an image of size {_times(size)}; this model has a vector latent and takes at most "
                 f"{_times(self.image_size)}: resize the image, or train a model with a spatial latent"
             )
-        stride = self.encoder.stride
-        return tuple(math.ceil(n / stride) * stride for n in self.image_size)
+        return tuple(math.ceil(n / s) * s for n, s in zip(self.image_size, stride, strict=True))
 
     def latent_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial size of z for images of ``size``; ``()`` for a vector latent."""
         if self.image_size is not None:
             return ()
-        return tuple(n // self.encoder.stride for n in self.padded_size(size))
+        padded = self.padded_size(size)
+        return tuple(n // s for n, s in zip(padded, strides(self.encoder, len(padded)), strict=True))
 
     @property
     def float32_modules(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from omnivae.types import Network
+from omnivae.types import Network, strides
 
 NormKind = Literal["rms", "layer", "group", "batch", "none"]
 
@@ -333,9 +333,9 @@ def check_divisible(network: Network, x: Tensor) -> None:
         network: has ``stride``.
         x: ``[B, C, *S]``.
     """
-    size, stride = tuple(x.shape[2:]), network.stride
-    if any(n % stride for n in size):
+    size = tuple(x.shape[2:])
+    if any(n % s for n, s in zip(size, strides(network, len(size)), strict=True)):
         raise ValueError(
-            f"got an image of size {size}; {type(network).__name__} takes multiples of {stride}: "
+            f"got an image of size {size}; {type(network).__name__} takes multiples of {network.stride}: "
             "pad it (VAE.encode does)"
         )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from omnivae.training.overflow import Unsafe, find_unsafe, is_finite, lower, outermost, parent_of
+from omnivae.types import strides
 
 log = logging.getLogger(__name__)
 
@@ -247,10 +248,10 @@ def _conditions(model: Any, x: Tensor) -> Tensor | None:
 
 def _images(model: Any) -> Tensor:
     """Return noise, black, white and a smooth image of the model's size, or of 16 strides."""
-    stride = int(model.encoder.stride)
-    size = list(model.image_size or model.statistics.get("image_size") or [16 * stride] * model.dim)
-    while math.prod(size) > SAMPLE_POSITIONS and model.image_size is None and max(size) > stride:
-        size = [max(stride, n // 2) for n in size]
+    stride = strides(model.encoder, model.dim)
+    size = list(model.image_size or model.statistics.get("image_size") or [16 * s for s in stride])
+    while math.prod(size) > SAMPLE_POSITIONS and model.image_size is None and max(size) > max(stride):
+        size = [max(s, n // 2) for s, n in zip(stride, size, strict=True)]
     low, high = model.value_range
     shape = (model.in_channels, *size)
     generator = torch.Generator().manual_seed(0)
