@@ -296,7 +296,7 @@ def test_a_vector_code_moves_by_an_affine_map():
 
 def test_equivariance_refuses_small_images_and_marks_constant_codes():
     small = ListDataset(torch.zeros(4, 1, 4, 4))
-    with pytest.raises(ValueError, match="at least 6 pixels"):
+    with pytest.raises(ValueError, match="at least 6 x 6 pixels"):
         evaluate(CodeModel(pooled, stride=2), small, ["equivariance_shift"])
     flat = evaluate(CodeModel(pooled, stride=2), ListDataset(torch.zeros(4, 1, 8, 8)), ["equivariance_flip"])
     assert math.isnan(flat.metrics["equivariance_flip"].mean)

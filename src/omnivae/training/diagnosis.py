@@ -258,7 +258,9 @@ def trace(module: Any, step: Step, context: Callable[[], AbstractContextManager[
 
 def clamped_share(output: Any) -> float:
     """Return the share of the first latent's log-variances that stand at the upper clamp; 0 without log-variances."""
-    logvar = getattr(output.latents[0].posterior, "logvar", None)
+    posterior = output.latents[0].posterior
+    # What is clamped is the Gaussian that a flow starts from; the log-variance of its image costs D backward passes.
+    logvar = getattr(getattr(posterior, "base", posterior), "logvar", None)
     return 0.0 if logvar is None else float((logvar.detach() >= LOGVAR_MAX).float().mean())
 
 
