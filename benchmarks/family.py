@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ PYTHAE = "pythae==0.1.2"
 
 def build(member: str, latent_dim: int) -> tuple[Any, dict[str, Any]]:
     """Return our model and losses with pythae's networks and settings."""
+    from benchmarks.tokens import TokenDecoder, TokenEncoder
     from omnivae.losses import IWAE, KL, MSE, NLL, TC, Commitment, Factor
     from omnivae.models import VAE
     from omnivae.networks import MLPDecoder, MLPEncoder
@@ -37,8 +39,8 @@ def build(member: str, latent_dim: int) -> tuple[Any, dict[str, Any]]:
     from omnivae.recipes.common import make_likelihood
 
     shape = (28, 28)
-    encoder = MLPEncoder(1, shape, (WIDTH,), activation="relu")
-    decoder = MLPDecoder(latent_dim, 1, shape, (WIDTH,), activation="relu")
+    encoder: Any = MLPEncoder(1, shape, (WIDTH,), activation="relu")
+    decoder: Any = MLPDecoder(latent_dim, 1, shape, (WIDTH,), activation="relu")
     prior: Any = StandardNormal()
     posterior: Any = GaussianPosterior(WIDTH, latent_dim, 0)
     losses: dict[str, Any] = {"nll": NLL(), "kl": KL()}
@@ -54,11 +56,15 @@ def build(member: str, latent_dim: int) -> tuple[Any, dict[str, Any]]:
     elif member == "vamp_vae":
         prior = VampPrior(1, shape, 50, value_range=(0.0, 1.0))
     elif member == "iaf_vae":
-        posterior = FlowPosterior(WIDTH, latent_dim, 0, flow="iaf", num_flows=2, hidden=(128, 128))
+        posterior = FlowPosterior(WIDTH, latent_dim, 0, flow="iaf", num_flows=2, context_dim=0, hidden=(128, 128))
     elif member == "vq_vae":
-        posterior, prior = VQPosterior(WIDTH, latent_dim, 0, num_codes=256), None
+        # pythae quantises each of the numbers of its dense latent by itself: a grid of tokens of one channel.
+        grid = math.isqrt(latent_dim)
+        encoder, decoder = TokenEncoder(encoder, grid, 28 // grid), TokenDecoder(decoder, 28 // grid)
+        posterior, prior = VQPosterior(1, 1, 2, num_codes=256), None
         likelihood, losses = make_likelihood("gaussian_fixed"), {"mse": MSE(), "commitment": Commitment(weight=0.25)}
-    return VAE(encoder, posterior, decoder, likelihood, prior, value_range=(0, 1), image_size=shape), losses
+    size = None if member == "vq_vae" else shape
+    return VAE(encoder, posterior, decoder, likelihood, prior, value_range=(0, 1), image_size=size), losses
 
 
 def ours(spec: dict[str, Any]) -> dict[str, float]:
