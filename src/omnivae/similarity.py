@@ -1,6 +1,11 @@
-"""Structural similarity of images, shared by the losses and the metrics: torchmetrics, extended to small images."""
+"""Structural similarity of images, shared by the losses and the metrics: torchmetrics, extended to small images and volumes.
+
+Of volumes the same map is computed axis by axis: torchmetrics' kernel of 11 x 11 x 11 taps takes 40 times as many products.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -10,6 +15,9 @@ from omnivae.distributions import at_least_float32
 KERNEL_SIZE = 11
 #: Weights of the five scales (Wang et al., Multi-scale structural similarity for image quality assessment, 2003).
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SIGMA, K1, K2 = 1.5, 0.01, 0.03
+#: Values of a slab of a volume that are worked on at once; bounds the memory beside the two volumes.
+SLAB_VALUES = 2**22
 
 
 def ssim(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
@@ -98,9 +106,67 @@ def num_scales(smallest_axis: int) -> int:
     return max(fits, default=0)
 
 
+def ssim_slabs(
+    a: Tensor, b: Tensor, *, data_range: float, dtype: torch.dtype | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the map of :func:`ssim_map` of volumes slab by slab along their first axis.
+
+    Args:
+        a: volumes ``[B, C, D, H, W]``.
+        b: volumes of the same shape.
+        data_range: highest minus lowest possible value.
+        dtype: to compute in; the volumes' own and at least float32 by default, in which similarities of flat regions are
+            right to four digits.
+
+    Yields:
+        A range of the first spatial axis, and the map in it.
+    """
+    depth = a.shape[2]
+    taps = _taps(_kernel(min(a.shape[2:])))
+    halo = len(taps) // 2
+    thick = max(halo, SLAB_VALUES // max(1, a[:, :, 0].numel()), 1)
+    for start in range(0, depth, thick):
+        stop = min(depth, start + thick)
+        # Planes beyond the ends are mirrored, as the other axes are; the border itself is not repeated.
+        planes = torch.arange(start - halo, stop + halo, device=a.device).abs()
+        planes = torch.where(planes >= depth, 2 * (depth - 1) - planes, planes)
+        yield slice(start, stop), _volume_map(a[:, :, planes].to(dtype), b[:, :, planes].to(dtype), taps, data_range)
+
+
+def _volume_map(a: Tensor, b: Tensor, taps: Tensor, data_range: float) -> Tensor:
+    a, b = at_least_float32(a), at_least_float32(b)
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    mean_a, mean_b, aa, bb, ab = (_smooth(v, taps) for v in (a, b, a * a, b * b, a * b))
+    squares, product = mean_a.square() + mean_b.square(), mean_a * mean_b
+    # Rounding must not make a variance negative.
+    variances = (aa - mean_a.square()).clamp(min=0) + (bb - mean_b.square()).clamp(min=0)
+    return (2 * product + c1) * (2 * (ab - product) + c2) / ((squares + c1) * (variances + c2))
+
+
+def _smooth(x: Tensor, taps: Tensor) -> Tensor:
+    """Average along each axis; the first is as long as its halo allows, the others are mirrored at their border."""
+    half = len(taps) // 2
+    x = torch.nn.functional.pad(x, (half, half, half, half, 0, 0), mode="reflect") if half else x
+    for axis in (2, 3, 4):
+        length = x.shape[axis] - 2 * half
+        x = sum(weight * x.narrow(axis, i, length) for i, weight in enumerate(taps.tolist()))  # type: ignore[assignment]
+    return x
+
+
+def _taps(kernel: int) -> Tensor:
+    if kernel < KERNEL_SIZE:
+        return torch.full((kernel,), 1 / kernel, dtype=torch.float64)
+    places = torch.arange(kernel, dtype=torch.float64) - kernel // 2
+    weights = (-places.square() / (2 * SIGMA**2)).exp()
+    return weights / weights.sum()
+
+
 def _ssim(a: Tensor, b: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    if a.ndim == 5:
+        values = torch.cat([part for _, part in ssim_slabs(a, b, data_range=data_range)], 2)
+        return values.flatten(1).mean(1), values
     kernel = _kernel(min(a.shape[2:]))
     value, values = structural_similarity_index_measure(
         at_least_float32(a),

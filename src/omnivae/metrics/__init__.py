@@ -34,9 +34,11 @@ from omnivae.metrics.runner import evaluate
 from omnivae.metrics.smoothness import interpolation_roughness, path_length
 from omnivae.metrics.text import token_accuracy, token_perplexity, word_perplexity
 from omnivae.metrics.uniformity import density_cv, density_entropy, density_gini
+from omnivae.metrics.volume import WINDOWS, hu_contract, hu_table, mae_hu, structure_errors, window_errors
 
 __all__ = [
     "METRICS",
+    "WINDOWS",
     "Comparison",
     "Difference",
     "Estimate",
@@ -66,12 +68,15 @@ __all__ = [
     "equivariance_shift",
     "evaluate",
     "gfd",
+    "hu_contract",
+    "hu_table",
     "interpolation_roughness",
     "kl",
     "kl_per_dimension",
     "knn_accuracy",
     "l1",
     "likelihood_regret",
+    "mae_hu",
     "metric",
     "ms_ssim",
     "mse",
@@ -85,8 +90,10 @@ __all__ = [
     "psnr",
     "rfd",
     "ssim",
+    "structure_errors",
     "token_accuracy",
     "token_perplexity",
     "total_correlation",
+    "window_errors",
     "word_perplexity",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from omnivae.component import suggestion
 
-Scope = Literal["reconstruction", "inference", "dataset", "population"]
+Scope = Literal["reconstruction", "inference", "dataset", "population", "hounsfield"]
 Comparable = Literal["always", "range", "likelihood"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,9 +26,10 @@ class Metric:
             "inference": one :class:`~omnivae.metrics.inference.Inference`, both for one value an image ``[B]``;
             "dataset": one :class:`~omnivae.metrics.inference.LatentStatistics`, for one value altogether;
             "population": one :class:`~omnivae.metrics.population.Population`, for an
-            :class:`~omnivae.metrics.population.Estimate` over images together.
-        function: the implementation. Where images may have a mask, a "reconstruction" metric also takes
-            ``mask=`` (``[B, 1, *S]``, 1 where a pixel counts, or ``None``).
+            :class:`~omnivae.metrics.population.Estimate` over images together; "hounsfield": ``(reconstruction, x)`` in
+            Hounsfield units, for models whose values stand for them, one value an image.
+        function: the implementation. Where images may have a mask, a "reconstruction" or "hounsfield" metric also
+            takes ``mask=`` (``[B, 1, *S]``, 1 where a pixel counts, or ``None``).
         version: of the number's definition. Raised by one whenever the same reconstruction of the same image would give
             another number (beyond rounding); numbers of different versions are never compared.
         comparable: between which models the number can be compared: "always"; "range": of one value range, in whose

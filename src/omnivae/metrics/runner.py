@@ -21,6 +21,7 @@ from omnivae.metrics.items import ImageDataset, Item, load_items
 from omnivae.metrics.latents import LatentStatistics
 from omnivae.metrics.population import Population
 from omnivae.metrics.registry import Metric, resolve
+from omnivae.metrics.volume import hu_contract
 
 #: Pixel values of one group on an accelerator, and the most images of one.
 GROUP_BUDGET, LARGEST_GROUP = 2**22, 64
@@ -79,8 +80,8 @@ def evaluate(
         Means, intervals, per-image values and the card.
 
     Raises:
-        ValueError: for an unknown metric, an empty dataset, a repeated key, NaN, values outside the value range, or a mask
-            that a metric cannot honour.
+        ValueError: for an unknown metric, an empty dataset, a repeated key, NaN, values outside the value range, a mask
+            that a metric cannot honour, or a metric in Hounsfield units of a model whose values are none.
     """
     chosen = resolve(metrics)
     for name, value, least in (
@@ -92,6 +93,8 @@ def evaluate(
     ):
         if value < least:
             raise ValueError(f"got {name}={value}; expected at least {least}")
+    if any(m.scope == "hounsfield" for m in chosen):
+        hu_contract(model)  # refused before anything is computed
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; evaluation needs at least one image")
 
@@ -260,6 +263,10 @@ def _check_mask(item: Item, metrics: Sequence[Metric]) -> None:
 
 
 def _compute(metric: Metric, inference: Inference, mask: Tensor | None, *, data_range: float) -> Tensor:
+    if metric.scope == "hounsfield":
+        contract = hu_contract(inference.model)
+        pair = contract.to_hu(inference.reconstruction), contract.to_hu(inference.target)
+        return metric.function(*pair, mask=mask)
     if metric.scope != "reconstruction":
         return metric.function(inference)
     if mask is None:
