@@ -1,15 +1,33 @@
 """Volumes: files to :class:`omnivae.volume.Volume` and back, transforms with an inverse, phantoms."""
 
+from omnivae.data.volumes.geometry import Crop, CropForeground, Orient, Pad, Resample
 from omnivae.data.volumes.header import VolumeHeader
 from omnivae.data.volumes.reading import read_volume, volume_header, write_volume
+from omnivae.data.volumes.resampling import resample
+from omnivae.data.volumes.transforms import Applied, Pipeline, Step, Transform
 from omnivae.data.volumes.values import check_hu, from_stored, guess_unit, to_stored
+from omnivae.data.volumes.windows import HU_WINDOWS, Percentiles, Window, contract_pipeline
 
 __all__ = [
+    "HU_WINDOWS",
+    "Applied",
+    "Crop",
+    "CropForeground",
+    "Orient",
+    "Pad",
+    "Percentiles",
+    "Pipeline",
+    "Resample",
+    "Step",
+    "Transform",
     "VolumeHeader",
+    "Window",
     "check_hu",
+    "contract_pipeline",
     "from_stored",
     "guess_unit",
     "read_volume",
+    "resample",
     "to_stored",
     "volume_header",
     "write_volume",

@@ -174,7 +174,9 @@ def _header(reader: Any, path: Path) -> VolumeHeader:
     spacing[:n], origin[:n] = reader.GetSpacing()[:n], reader.GetOrigin()[:n]
     direction[:n, :n] = np.reshape(reader.GetDirection(), (dimension, dimension))[:n, :n]
     if not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise ValueError(f"{path} has a spacing of {spacing.tolist()}; expected three lengths above 0: repair its header")
+        raise ValueError(
+            f"{path} has a spacing of {spacing.tolist()}; expected three lengths above 0: repair its header"
+        )
     affine = np.eye(4)
     affine[:3, :3] = _TO_RAS[:, None] * direction * spacing
     affine[:3, 3] = _TO_RAS * origin

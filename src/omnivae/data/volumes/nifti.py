@@ -1,4 +1,4 @@
-"""NIfTI files through nibabel: geometry bit for bit, stored type, slope and intercept kept; nothing that tells of a person written."""
+"""NIfTI files through nibabel: geometry bit for bit, type, slope and intercept kept; nothing that tells of a person."""
 
 from __future__ import annotations
 
@@ -44,7 +44,13 @@ def nifti_header(path: Path) -> VolumeHeader:
     size, times, channels = _axes(header, path)
     check_samples(header.get_data_dtype(), str(path))
     return VolumeHeader(
-        (channels, *size), affine, header.get_data_dtype().name, times=times, format="nifti", source=str(path), problems=problems
+        (channels, *size),
+        affine,
+        header.get_data_dtype().name,
+        times=times,
+        format="nifti",
+        source=str(path),
+        problems=problems,
     )
 
 
@@ -148,7 +154,9 @@ def pick_time(times: int, time: int | None, name: str) -> int:
         ValueError: when there are several and none was chosen, or the chosen one is not there.
     """
     if time is None and times > 1:
-        raise ValueError(f"{name} holds {times} time points; expected one volume: choose one with time (0 to {times - 1})")
+        raise ValueError(
+            f"{name} holds {times} time points; expected one volume: choose one with time (0 to {times - 1})"
+        )
     if time is not None and not 0 <= time < times:
         raise ValueError(f"{name} holds {times} time points; got time {time}; expected 0 to {times - 1}")
     return time or 0
@@ -165,7 +173,9 @@ def _header(path: Path) -> Any:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged: it cannot be unpacked ({_short(error)}): copy it again") from error
     for kind, size in ((nibabel.Nifti1Header, 348), (nibabel.Nifti2Header, 540)):
-        if (len(start) >= size and int.from_bytes(start[:4], "little") == size) or int.from_bytes(start[:4], "big") == size:
+        if (len(start) >= size and int.from_bytes(start[:4], "little") == size) or int.from_bytes(
+            start[:4], "big"
+        ) == size:
             return kind(start[:size], check=False)
     raise ValueError(f"{path} is no NIfTI file, or cut off: its first bytes are not a NIfTI header")
 
@@ -190,7 +200,9 @@ def _axes(header: Any, path: Path) -> tuple[tuple[int, int, int], int, int]:
         raise ValueError(f"{path} holds axes of sizes {list(shape)}; expected three, each of at least one voxel")
     full = (*shape, *([1] * (7 - len(shape))))
     if full[5:] != (1, 1):
-        raise ValueError(f"{path} holds {len(shape)} axes of sizes {list(shape)}; expected three, time and channels at most")
+        raise ValueError(
+            f"{path} holds {len(shape)} axes of sizes {list(shape)}; expected three, time and channels at most"
+        )
     i, j, k, times, channels = full[:5]
     return (i, j, k), times, channels
 
@@ -270,4 +282,3 @@ def is_nifti(path: Path) -> bool:
         path: of a file.
     """
     return path.name.lower().endswith(SUFFIXES)
-

@@ -114,7 +114,9 @@ def to_stored(volume: Volume, *, clip: bool = False) -> tuple[np.ndarray, Stored
     for part in _slabs(array):
         samples = np.rint((array[part].astype(np.float64) - stored.intercept) / stored.slope)
         if not np.isfinite(samples).all():
-            raise ValueError(f"got values that are not finite; {dtype} cannot hold them: replace them, or store as float32")
+            raise ValueError(
+                f"got values that are not finite; {dtype} cannot hold them: replace them, or store as float32"
+            )
         beyond = int(np.count_nonzero((samples < limits.min) | (samples > limits.max)))
         if beyond and not clip:
             raise ValueError(
@@ -136,10 +138,11 @@ def check_hu(volume: Volume) -> None:
 
     Example:
         >>> shot = Volume(np.arange(64, dtype=np.uint8).reshape(1, 4, 4, 4), np.eye(4))
-        >>> check_hu(shot)
-        Traceback (most recent call last):
-        ...
-        ValueError: got values from 0 to 63 ... 8-bit picture ...
+        >>> try:
+        ...     check_hu(shot)
+        ... except ValueError as error:
+        ...     print("8-bit picture" in str(error))
+        True
     """
     array, name = volume.array, volume.source or "the volume"
     low, high = float(array.min()), float(array.max())
