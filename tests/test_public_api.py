@@ -29,6 +29,7 @@ NAMES = words("""
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
     c_vae text_vae m2_vae
+    MaisiVAE
 """)
 
 TRAIN = words("""
@@ -94,6 +95,11 @@ RECIPE_ARGUMENTS = {
         base_dims compression_ratio depths ffn head_dim in_channels input_resolution latent_dim likelihood mlp_ratio
         norm num_conv_stages recipe stem use_absolute_positions use_conv_ffn use_dc_path use_rope value_range
         variant
+    """,
+    "maisi_vae": """
+        attention_levels dim_split in_channels include_fc latent_dim likelihood modality norm_eps norm_float16
+        norm_num_groups num_channels num_res_blocks num_splits out_channels recipe use_combined_linear use_convtranspose
+        value_range with_decoder_nonlocal_attn with_encoder_nonlocal_attn
     """,
     "conv_vae": """
         channels dim image_size in_channels latent latent_dim likelihood norm recipe value_range

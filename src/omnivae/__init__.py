@@ -18,6 +18,7 @@ from omnivae.models import VAE, HierarchicalVAE
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes import (
+    MaisiVAE,
     TransVAE,
     aae,
     autoencoder,
@@ -88,6 +89,7 @@ __all__ = [
     "Latent",
     "LatentDataset",
     "LinearSchedule",
+    "MaisiVAE",
     "PosteriorStore",
     "StandardNormal",
     "TransVAE",

@@ -5,9 +5,11 @@ from omnivae.networks.deep import DeepDecoder, DeepEncoder
 from omnivae.networks.dense import DenseAfter, DenseBefore
 from omnivae.networks.kl import KLDecoder, KLEncoder
 from omnivae.networks.ladder import LadderDecoder, LadderEncoder
+from omnivae.networks.maisi import MaisiDecoder, MaisiEncoder
 from omnivae.networks.mlp import MLPDecoder, MLPEncoder
 from omnivae.networks.swin import SwinDecoder, SwinEncoder
 from omnivae.networks.transvae import TransVAEDecoder, TransVAEEncoder
+from omnivae.networks.video import LiftedNetwork
 from omnivae.networks.wavelet import WaveletEncoder
 
 __all__ = [
@@ -21,8 +23,11 @@ __all__ = [
     "KLEncoder",
     "LadderDecoder",
     "LadderEncoder",
+    "LiftedNetwork",
     "MLPDecoder",
     "MLPEncoder",
+    "MaisiDecoder",
+    "MaisiEncoder",
     "SwinDecoder",
     "SwinEncoder",
     "TransVAEDecoder",

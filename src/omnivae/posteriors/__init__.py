@@ -3,7 +3,7 @@
 from omnivae.posteriors.categorical import CategoricalCodes, CategoricalPosterior
 from omnivae.posteriors.flow import FlowPosterior, TransformedGaussian
 from omnivae.posteriors.full_covariance import FullCovarianceGaussian, FullCovarianceGaussianPosterior
-from omnivae.posteriors.gaussian import GaussianPosterior, PosteriorHead
+from omnivae.posteriors.gaussian import GaussianPosterior, PosteriorHead, QuantConvPosterior, SplitPosterior
 from omnivae.posteriors.level import LevelPosterior
 from omnivae.posteriors.point_mass import PointMass, PointMassPosterior
 from omnivae.posteriors.quantised import FSQPosterior, LFQPosterior, QuantisedHead, QuantisedPosterior, VQPosterior
@@ -22,8 +22,10 @@ __all__ = [
     "PointMass",
     "PointMassPosterior",
     "PosteriorHead",
+    "QuantConvPosterior",
     "QuantisedHead",
     "QuantisedPosterior",
+    "SplitPosterior",
     "TransformedGaussian",
     "VQPosterior",
     "VonMisesFisher",

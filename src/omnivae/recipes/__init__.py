@@ -25,12 +25,16 @@ from omnivae.recipes.sharp import dfc_vae, eq_vae, ms_ssim_vae, sigma_vae, vae_g
 from omnivae.recipes.supports import gumbel_softmax_vae, hyperspherical_vae
 from omnivae.recipes.text import text_vae
 from omnivae.recipes.transvae import TransVAE
+from omnivae.recipes.video import VideoVAE, inflate
+from omnivae.recipes.volumes import MaisiVAE
 
 __all__ = [
     "MEMBERS",
     "RECIPES",
+    "MaisiVAE",
     "Member",
     "TransVAE",
+    "VideoVAE",
     "aae",
     "autoencoder",
     "beta_tc_vae",
@@ -54,6 +58,7 @@ __all__ = [
     "hierarchical_vae",
     "hyperspherical_vae",
     "iaf_vae",
+    "inflate",
     "info_vae",
     "iwae",
     "kl_autoencoder",
