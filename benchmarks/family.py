@@ -62,7 +62,10 @@ def build(member: str, latent_dim: int) -> tuple[Any, dict[str, Any]]:
         grid = math.isqrt(latent_dim)
         encoder, decoder = TokenEncoder(encoder, grid, 28 // grid), TokenDecoder(decoder, 28 // grid)
         posterior, prior = VQPosterior(1, 1, 2, num_codes=256), None
-        likelihood, losses = make_likelihood("gaussian_fixed"), {"mse": MSE(), "commitment": Commitment(weight=0.25)}
+        likelihood, losses = (
+            make_likelihood("gaussian_fixed"),
+            {"mse": MSE(), "commitment": Commitment(weight=0.25 / latent_dim)},
+        )
     size = None if member == "vq_vae" else shape
     return VAE(encoder, posterior, decoder, likelihood, prior, value_range=(0, 1), image_size=size), losses
 

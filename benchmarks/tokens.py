@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from omnivae.component import Component
@@ -21,7 +22,7 @@ class TokenEncoder(nn.Module, Component):
 
 
 class TokenDecoder(nn.Module, Component):
-    """A decoder of ``[B, 1, G, G]``."""
+    """A decoder of ``[B, 1, G, G]`` to values in (0, 1)."""
 
     def __init__(self, network: MLPDecoder, stride: int) -> None:
         super().__init__()
@@ -29,4 +30,5 @@ class TokenDecoder(nn.Module, Component):
         self.in_channels, self.out_channels, self.stride, self.dim = 1, network.out_channels, stride, 2
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.network(z.flatten(1), cond)
+        # pythae's decoder ends in a sigmoid, whatever is made of its output.
+        return torch.sigmoid(self.network(z.flatten(1), cond))

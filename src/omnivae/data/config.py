@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from omnivae.component import suggestion
+from omnivae.data.volume_config import VolumeConfig
 
 Format = Literal[
     "auto",
@@ -23,12 +25,15 @@ Format = Literal[
     "shapes3d",
     "moving_sprites",
     "text",
+    "volumes",
 ]
 OnError = Literal["stop", "skip"]
 Verify = Literal["auto", "full", "headers"]
 Binarize = Literal["none", "threshold", "stochastic"]
 
-EMBEDDED = ("digits", "photos", "dsprites", "shapes3d", "moving_sprites")
+#: Volumes that are made when they are read: CT with tissues in HU, MR-like scans, and a plate of microscopy.
+VOLUMES = ("ct_phantoms", "mr_phantoms", "plate_phantoms")
+EMBEDDED = ("digits", "photos", "dsprites", "shapes3d", "moving_sprites", *VOLUMES)
 VALUE_RANGES = ((0.0, 1.0), (-1.0, 1.0))
 
 
@@ -39,11 +44,12 @@ class DataConfig:
     Args:
         path: a folder, an image file, a table (CSV, TSV, Parquet) that lists or holds images, a folder or pattern of tar
             shards (``shards/train-{000..010}.tar``), a folder that Hugging Face's ``save_to_disk`` wrote, a data set of their
-            hub (``hf://user/name``), or a name: digits, photos and the worlds dsprites, shapes3d and moving_sprites (also said
-            as ``--world``) are embedded; mnist, fashion-mnist, cifar10 need ``download`` once. A bare name is the data set,
+            hub (``hf://user/name``), a volume or a folder of them (NIfTI, NRRD, MetaImage, DICOM series, OME-Zarr), or a name:
+            digits, photos and the worlds dsprites, shapes3d and moving_sprites (also said as ``--world``) are embedded, and so
+            are the volumes ct_phantoms, mr_phantoms and plate_phantoms; mnist, fashion-mnist, cifar10 need ``download`` once. A bare name is the data set,
             ``./digits`` the folder.
         format: how to read ``path``; "auto" recognises MNIST's idx files, CIFAR-10's files, what ``save_to_disk`` wrote, and
-            tar shards and tables with no image files beside them, and reads any other folder as image files.
+            tar shards, tables and volumes with no image files beside them, and reads any other folder as image files.
         image_size: side in pixels of the square that is used: the shorter side is resized to it (antialiased bicubic)
             and the centre is cropped. None keeps the images as they are, which must then agree in size.
         channels: 1 (grey) or 3 (RGB) to convert every photograph to, dropping any alpha channel; another number is what
@@ -93,6 +99,7 @@ class DataConfig:
         min_count: times that a word or character must occur in the training sentences; rarer ones become ``<unk>``.
         max_vocabulary: words or characters at most, the most frequent ones.
         text_column: column of a CSV or TSV table that holds sentences; makes the table a corpus.
+        volume: how volumes are oriented, windowed and cut into patches.
 
     Raises:
         ValueError: for a value out of its range.
@@ -135,9 +142,12 @@ class DataConfig:
     min_count: int = 2
     max_vocabulary: int = 20_000
     text_column: str | None = None
+    volume: VolumeConfig = field(default_factory=VolumeConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
+        if isinstance(self.volume, Mapping):
+            object.__setattr__(self, "volume", VolumeConfig(**self.volume))
         _choice("format", self.format, get_args(Format))
         _choice("binarize", self.binarize, get_args(Binarize))
         _choice("on_error", self.on_error, get_args(OnError))

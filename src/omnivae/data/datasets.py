@@ -285,7 +285,8 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         items: what the dataset returned, at least one.
 
     Returns:
-        ``x [B, C, H, W]``, ``key`` as a list, and ``label [B]`` or ``[B, F]`` and ``cond [B, E]`` where the items have them.
+        ``x [B, C, *S]``, ``key`` as a list, and ``label [B]`` or ``[B, F]``, ``cond [B, E]`` and ``spacing_mm [B, 3]`` where the
+        items have them.
 
     Raises:
         ValueError: when the images differ in shape.
@@ -300,6 +301,8 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         batch["label"] = torch.stack([item["label"] for item in items])
     if all("cond" in item for item in items):
         batch["cond"] = torch.stack([item["cond"] for item in items])
+    if all("spacing_mm" in item for item in items):
+        batch["spacing_mm"] = torch.stack([item["spacing_mm"] for item in items])
     return batch
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omnivae.component import suggestion
 from omnivae.data.archives import is_cifar10, is_mnist, read_cifar10, read_mnist
-from omnivae.data.config import EMBEDDED, DataConfig
+from omnivae.data.config import EMBEDDED, VOLUMES, DataConfig
 from omnivae.data.corpus import is_text
 from omnivae.data.downloads import PUBLISHED, published_folder
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE, read_digits, read_photos, read_world
@@ -20,6 +20,7 @@ from omnivae.data.images import SUFFIXES
 from omnivae.data.shards import is_shards
 from omnivae.data.sources import Found
 from omnivae.data.tables import is_table, read_tables
+from omnivae.data.volumes.recognising import is_volumes
 from omnivae.data.webdataset import read_shards
 
 
@@ -41,6 +42,10 @@ def _packed(recognises: Callable[[Path], bool]) -> Callable[[Path], bool]:
     return lambda path: recognises(path) and not (path.is_dir() and _has_images(path))
 
 
+def _read_volumes(path: Path, config: DataConfig) -> Found:
+    raise ValueError(f"{path} holds volumes, and this command is for images")
+
+
 #: ``data.format`` -> its reader, in the order in which a path is tried.
 READERS: dict[str, Reader] = {
     "mnist": Reader(
@@ -51,6 +56,7 @@ READERS: dict[str, Reader] = {
     "cifar10": Reader(is_cifar10, read_cifar10),
     "huggingface": Reader(is_saved, lambda path, config: read_huggingface(config)),
     "webdataset": Reader(_packed(is_shards), lambda path, config: read_shards(str(path), config)),
+    "volumes": Reader(_packed(is_volumes), _read_volumes),
     "table": Reader(_packed(is_table), read_tables),
     "folder": Reader(
         lambda path: True,
@@ -81,6 +87,8 @@ def find(config: DataConfig) -> Found:
             f"{config.path} is text, and images are needed here: give a folder of images, or use a model of text (text_vae)"
         )
     kind = recognise(config)
+    if kind in VOLUMES:
+        return _read_volumes(Path(kind), config)
     if kind in EMBEDDED:
         if kind == "photos":
             return read_photos(config.image_size or DEFAULT_PHOTO_SIZE)
@@ -90,6 +98,15 @@ def find(config: DataConfig) -> Found:
     if config.path in PUBLISHED and kind == config.path:
         return READERS[kind].read(published_folder(kind, download=config.download), config)
     return READERS[kind].read(Path(config.path).expanduser(), config)
+
+
+def holds_volumes(config: DataConfig) -> bool:
+    """Return whether a configuration names volumes (CT, MR, microscopy) rather than images.
+
+    Args:
+        config: what to read.
+    """
+    return recognise(config) in ("volumes", *VOLUMES)
 
 
 def recognise(config: DataConfig) -> str:

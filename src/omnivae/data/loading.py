@@ -15,9 +15,10 @@ from omnivae.data.condition import Condition
 from omnivae.data.config import DataConfig, check_value_range
 from omnivae.data.datasets import ImageDataset, Transform
 from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
-from omnivae.data.formats import find
+from omnivae.data.formats import find, holds_volumes
 from omnivae.data.header import ALPHA, ReadOptions
 from omnivae.data.sources import SPLITS, Found, ImageSource, PhotoCropSource, Split, WorldSource
+from omnivae.data.volume_config import VolumeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class DataSummary:
 
     Attributes:
         counts: number of images in each split.
-        min_size: smallest height and smallest width in pixels.
+        min_size: smallest height and smallest width in pixels; of volumes the smallest size along each of three axes.
         median_size: median height and width.
         max_size: largest height and largest width.
         channels: number of images with each channel count.
@@ -38,9 +39,9 @@ class DataSummary:
     """
 
     counts: dict[str, int]
-    min_size: tuple[int, int]
-    median_size: tuple[int, int]
-    max_size: tuple[int, int]
+    min_size: tuple[int, ...]
+    median_size: tuple[int, ...]
+    max_size: tuple[int, ...]
     channels: dict[int, int]
     bit_depth: int
     dtypes: dict[str, int] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class DataSplits:
         test: test images.
         name: name of the data set.
         channels: channels of an image tensor.
-        image_size: height and width of an image tensor, for videos the number of frames before them.
+        image_size: height and width of an image tensor, for videos the number of frames before them; of volumes a patch's size.
         value_range: what black and white are.
         classes: names of the classes, or None.
         native: what the data is before anything is done to it.
@@ -118,6 +119,14 @@ def load_data(
         (1437, 180, (8, 8), torch.Size([1, 8, 8]))
     """
     value_range = check_value_range(config.value_range or value_range)
+    if holds_volumes(config):
+        from omnivae.data.volumes.dataset_loading import load_volumes
+
+        return load_volumes(config, value_range=value_range, seed=seed)
+    if config.volume != VolumeConfig():
+        raise ValueError(
+            f"got settings of data.volume and {config.path} holds no volumes: leave them out, or set data.format to volumes"
+        )
     found = find(config)
     source = found.source
     channels = _common_channels(source, config.channels)

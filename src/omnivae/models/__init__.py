@@ -2,7 +2,8 @@
 
 from omnivae.models.hierarchical import HierarchicalVAE
 from omnivae.models.semi_supervised import SemiSupervisedVAE
+from omnivae.models.stacked import StackedVAE
 from omnivae.models.text import TextVAE
 from omnivae.models.vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "SemiSupervisedVAE", "TextVAE"]
+__all__ = ["VAE", "HierarchicalVAE", "SemiSupervisedVAE", "StackedVAE", "TextVAE"]

@@ -244,7 +244,9 @@ def upsampled_convolution(convolution: nn.Module, x: Tensor) -> Tensor:
         ``convolution(upsample_nearest(x, 2))`` up to rounding, ``[B, C', *(S * 2)]``.
     """
     dim, size = x.ndim - 2, x.shape[2:]
-    if x.shape[0] * size.numel() < FOLD_POSITIONS:
+    # A convolution that also sees other frames (networks.video) has one axis more than what is doubled here.
+    sees_frames = cast("Tensor", convolution.weight).ndim > x.ndim
+    if sees_frames or x.shape[0] * size.numel() < FOLD_POSITIONS:
         return convolution(upsample_nearest(x, 2))
     weight, bias = cast("Tensor", convolution.weight), cast("Tensor", convolution.bias)
     out_channels, in_channels, phases = weight.shape[0], weight.shape[1], 2**dim

@@ -44,6 +44,7 @@ class Orient(Transform):
         now = volume.orientation
         order = [[_AXIS[letter] for letter in now].index(_AXIS[letter]) for letter in self.orientation]
         flips = [axis for axis, letter in enumerate(self.orientation) if now[order[axis]] != letter]
+        flipped = tuple(1 + axis for axis in flips)
         move = np.zeros((4, 4))  # indices of the result -> indices of the source
         move[3, 3] = 1
         for axis, source in enumerate(order):
@@ -52,11 +53,11 @@ class Orient(Transform):
         source_affine, affine = volume.affine, volume.affine @ move
 
         def forward(v: Volume, mode: Interpolation) -> Volume:
-            turned = np.flip(v.array.transpose(0, *(1 + a for a in order)), [1 + a for a in flips])
+            turned = np.flip(v.array.transpose(0, *(1 + a for a in order)), flipped)
             return v.with_array(np.ascontiguousarray(turned), affine=affine)
 
         def backward(v: Volume, mode: Interpolation) -> Volume:
-            turned = np.flip(v.array, [1 + a for a in flips]).transpose(0, *(1 + int(a) for a in np.argsort(order)))
+            turned = np.flip(v.array, flipped).transpose(0, *(1 + int(a) for a in np.argsort(order)))
             return v.with_array(np.ascontiguousarray(turned), affine=source_affine)
 
         return Step("geometry", forward, backward, {"orientation": f"{now} to {self.orientation}"})
@@ -201,7 +202,8 @@ class CropForeground(Transform):
             )
         start, size = [], []
         for axis in range(3):
-            found = np.flatnonzero(inside.any(tuple(a for a in range(3) if a != axis)))
+            others = [a for a in range(3) if a != axis]
+            found = np.flatnonzero(inside.any(axis=(others[0], others[1])))
             low = max(0, int(found[0]) - self.margin)
             start.append(low)
             size.append(min(volume.size[axis], int(found[-1]) + 1 + self.margin) - low)
