@@ -18,7 +18,7 @@ HU_WINDOWS: Mapping[str, tuple[float, float]] = {
     "full": (-1000.0, 1000.0),
     "lung": (-1350.0, 150.0),
     "soft tissue": (-160.0, 240.0),
-    "bone": (-450.0, 1050.0),
+    "bone": (-500.0, 1300.0),
 }
 _CONTRACT = {"unit", "window", "percentiles", "range", "orientation", "spacing", "clip"}
 
