@@ -2,6 +2,8 @@
 
 from omnivae.data.volumes.geometry import Crop, CropForeground, Orient, Pad, Resample
 from omnivae.data.volumes.header import VolumeHeader
+from omnivae.data.volumes.phantom_ct import ct_phantom, lesion_pair
+from omnivae.data.volumes.phantoms import LesionPair, Phantom
 from omnivae.data.volumes.reading import read_volume, volume_header, write_volume
 from omnivae.data.volumes.resampling import resample
 from omnivae.data.volumes.transforms import Applied, Pipeline, Step, Transform
@@ -13,9 +15,11 @@ __all__ = [
     "Applied",
     "Crop",
     "CropForeground",
+    "LesionPair",
     "Orient",
     "Pad",
     "Percentiles",
+    "Phantom",
     "Pipeline",
     "Resample",
     "Step",
@@ -24,8 +28,10 @@ __all__ = [
     "Window",
     "check_hu",
     "contract_pipeline",
+    "ct_phantom",
     "from_stored",
     "guess_unit",
+    "lesion_pair",
     "read_volume",
     "resample",
     "to_stored",

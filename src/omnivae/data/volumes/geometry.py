@@ -195,15 +195,15 @@ class CropForeground(Transform):
     value: float | None = None
 
     def plan(self, volume: Volume) -> Step:
-        inside = (volume.array > self.threshold).any(0)
+        inside: np.ndarray = np.any(volume.array > self.threshold, axis=0)
         if not inside.any():
             raise ValueError(
                 f"no voxel lies above {self.threshold:g} (the largest is {volume.array.max():g}): lower the threshold"
             )
         start, size = [], []
         for axis in range(3):
-            others = [a for a in range(3) if a != axis]
-            found = np.flatnonzero(inside.any(axis=(others[0], others[1])))
+            along = np.moveaxis(inside, axis, 0).reshape(volume.size[axis], -1)
+            found = np.flatnonzero(along.any(1))
             low = max(0, int(found[0]) - self.margin)
             start.append(low)
             size.append(min(volume.size[axis], int(found[-1]) + 1 + self.margin) - low)
