@@ -30,6 +30,7 @@ NAMES = words("""
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
     c_vae text_vae m2_vae
     MaisiVAE
+    VideoVAE inflate
 """)
 
 TRAIN = words("""
@@ -100,6 +101,10 @@ RECIPE_ARGUMENTS = {
         attention_levels dim_split in_channels include_fc latent_dim likelihood modality norm_eps norm_float16
         norm_num_groups num_channels num_res_blocks num_splits out_channels recipe use_combined_linear use_convtranspose
         value_range with_decoder_nonlocal_attn with_encoder_nonlocal_attn
+    """,
+    "video_vae": """
+        base_channels in_channels latent_dim likelihood maisi_checkpoint maisi_stack_size mid_attention num_groups
+        num_res_blocks overlap recipe scaling_factor stack_size time_stride use_maisi value_range
     """,
     "conv_vae": """
         channels dim image_size in_channels latent latent_dim likelihood norm recipe value_range
