@@ -45,9 +45,9 @@ class DataConfig:
         path: a folder, an image file, a table (CSV, TSV, Parquet) that lists or holds images, a folder or pattern of tar
             shards (``shards/train-{000..010}.tar``), a folder that Hugging Face's ``save_to_disk`` wrote, a data set of their
             hub (``hf://user/name``), a volume or a folder of them (NIfTI, NRRD, MetaImage, DICOM series, OME-Zarr), or a name:
-            digits, photos and the worlds dsprites, shapes3d and moving_sprites (also said as ``--world``) are embedded, and so
-            are the volumes ct_phantoms, mr_phantoms and plate_phantoms; mnist, fashion-mnist, cifar10 need ``download`` once. A bare name is the data set,
-            ``./digits`` the folder.
+            digits, photos, the worlds dsprites, shapes3d and moving_sprites (also said as ``--world``) and the volumes
+            ct_phantoms, mr_phantoms and plate_phantoms are embedded; mnist, fashion-mnist, cifar10 need ``download`` once. A
+            bare name is the data set, ``./digits`` the folder.
         format: how to read ``path``; "auto" recognises MNIST's idx files, CIFAR-10's files, what ``save_to_disk`` wrote, and
             tar shards, tables and volumes with no image files beside them, and reads any other folder as image files.
         image_size: side in pixels of the square that is used: the shorter side is resized to it (antialiased bicubic)

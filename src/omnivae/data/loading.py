@@ -65,6 +65,7 @@ class DataSplits:
         official_test: whether the test images are the data's own, not carved from its training images.
         skipped: name of and reason for each image that is left out (``data.on_error`` skip).
         condition: what ``data.cond`` comes to, or None.
+        intensity: of volumes, which values become the ends of the range and in which unit, ready for JSON; None for images.
     """
 
     train: ImageDataset
@@ -79,6 +80,7 @@ class DataSplits:
     official_test: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
     condition: Condition | None = None
+    intensity: dict[str, Any] | None = None
 
     @property
     def alpha(self) -> bool:

@@ -19,7 +19,7 @@ SECTIONS = ("model", "data", "losses", "training", "checkpoint")
 #: What decides a run's result; the other fields may differ when a run is continued.
 CONTINUABLE = {
     "max_steps", "num_epochs", "checkpoint_every", "validate_every", "log_every", "draw_every", "val_images", "devices",
-    "num_nodes", "strategy", "num_workers", "on_nonfinite", "on_collapse", "verify", "on_error", "cache", "download",
+    "num_nodes", "strategy", "num_workers", "on_nonfinite", "on_collapse", "verify", "on_error", "cache", "cache_gb", "download",
 }  # fmt: skip
 
 
@@ -236,6 +236,7 @@ def _completed(values: Mapping[str, Any]) -> dict[str, Any]:
     losses = {name: defaults.get(name, {}) | dict(given) for name, given in values.get("losses", {}).items()}
     sections = {"data": asdict(DataConfig()), "training": asdict(TrainingConfig())}
     completed = {name: section | dict(values.get(name, {})) for name, section in sections.items()}
+    completed["data"]["volume"] = sections["data"]["volume"] | dict(values.get("data", {}).get("volume") or {})
     return _plain({**values, **completed, "losses": losses})
 
 

@@ -34,7 +34,19 @@ from omnivae.training.world import launched, num_processes, world
 log = logging.getLogger(__name__)
 
 #: What a model remembers of its data section, to see other images the way it saw those.
-PREPARATION = ("cond", "image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels")
+PREPARATION = (
+    "cond",
+    "image_size",
+    "channels",
+    "binarize",
+    "input_range",
+    "clip",
+    "channel_axis",
+    "pages_as_channels",
+    "volume",
+)
+#: Recipes whose models have three spatial axes without being told.
+VOLUME_RECIPES = ("maisi_vae", "beta_vae_25d", "beta_vae_monai")
 CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
 REPORT_METRICS = (
@@ -81,13 +93,16 @@ def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) 
     from_data: dict[str, Any] = {"in_channels": splits.channels}
     if "image_size" in parameters:
         from_data["image_size"] = list(splits.image_size)
+    elif len(splits.image_size) > 2:
+        from_data["input_resolution"] = list(splits.image_size)
     else:
         from_data["input_resolution"] = max(*splits.image_size, *data.resolutions)
     axes = len(splits.image_size)
     if axes > 2:
-        if "dim" not in parameters:
+        if "dim" not in parameters and name not in VOLUME_RECIPES:
+            kind = "videos" if splits.intensity is None else "volumes"
             raise ValueError(
-                f"the recipe {name!r} is for images and {splits.name} has videos of "
+                f"the recipe {name!r} is for images and {splits.name} has {kind} of "
                 f"{' x '.join(map(str, splits.image_size))}; choose one with an argument dim, such as conv_vae"
             )
         from_data["dim"] = axes
@@ -166,8 +181,10 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
     model.statistics = model.statistics | {
         "image_size": list(splits.image_size),
         "data": {"name": splits.name, "alpha": splits.alpha}
-        | {name: getattr(config.data, name) for name in PREPARATION},
+        | {name: asdict(config.data)[name] for name in PREPARATION},
     }
+    if splits.intensity is not None:
+        model.statistics["intensity"] = splits.intensity
     if config.training.corrupt != "none":
         corruption = Corruption(config.training.corrupt, config.training.corrupt_strength)
         model.statistics["corruption"] = corruption.to_dict()
