@@ -14,6 +14,7 @@ from omnivae.models import VAE
 from omnivae.recipes import RECIPES
 from omnivae.tokens import END, PAD
 from omnivae.training import TrainingConfig, fit
+from omnivae.types import strides
 
 # One entry for each recipe: the smallest build that still has every kind of block.
 TOY = {
@@ -87,6 +88,7 @@ TOY |= {
 }
 TOY["text_vae"] = {"vocabulary": list("abcdefgh"), "max_length": 12, "latent_dim": 4, "embedding_dim": 6, "hidden": 8}
 TOY["maisi_vae"] = {"num_channels": [8, 8], "num_res_blocks": [1, 1], "norm_num_groups": 4, "latent_dim": 3}
+TOY["video_vae"] = {"base_channels": 4, "num_res_blocks": 1, "num_groups": 2, "stack_size": 2}
 # More compositions of the same recipes; the contract is the same.
 VARIATIONS = {
     "transvae/ablated": (
@@ -178,7 +180,7 @@ def images(model, n=4, seed=0):
         places = torch.arange(model.max_length)
         return torch.where(places < lengths, x, torch.where(places == lengths, END, PAD))
     # At least two positions in each direction of the latent: attention over one position has no gradient.
-    side = max(16, 2 * model.encoder.stride)
+    side = max(16, 2 * max(strides(model.encoder, model.dim)))
     shape = (n, model.in_channels, *(side if model.dim < 3 else side // 2,) * model.dim)
     return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -388,8 +390,12 @@ def test_any_size_comes_back(case, size):
         output = model(x)
         assert output.reconstruction.shape == x.shape
         assert model.decode(model.encode(x)).shape == x.shape
-    stride = model.encoder.stride
-    assert output.z.shape[2:] == tuple(math.ceil(n / stride) for n in size)
+    expected = tuple(math.ceil(n / s) for n, s in zip(size, strides(model.encoder, model.dim), strict=True))
+    if not hasattr(model, "stack_size"):
+        assert output.z.shape[2:] == expected
+    # The last stack of frames is filled up.
+    assert output.z.shape[2:] == model.latent_size(size)
+    assert output.z.shape[3:] == expected[1:]
 
 
 @pytest.mark.parametrize("case", VECTOR)

@@ -172,14 +172,17 @@ class LiftedNetwork(nn.Module, Component):
         repeats, halves = _resamplings(modules, time_stride, type(self.network).__name__)
         lifted: dict[nn.Module, nn.Module] = {}
         for module in modules:
+            if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                continue
             shared: dict[str, Any] = {
-                "time_kernel": time_kernel,
+                # What looks at one pixel looks at one frame; it is lifted so that all kernels have five axes (memory layout).
+                "time_kernel": time_kernel if max(module.kernel_size) > 1 else 1,
                 "repeat": 2 if module in repeats else 1,
                 "inflation": inflation,
             }
             if isinstance(module, nn.ConvTranspose2d):
                 lifted[module] = TemporalConvTranspose(module, self._clips, **shared)
-            elif isinstance(module, nn.Conv2d) and (max(module.kernel_size) > 1 or module in halves):
+            else:
                 lifted[module] = TemporalConv(module, self._clips, time_stride=2 if module in halves else 1, **shared)
         if not lifted:
             raise ValueError(f"a {type(self.network).__name__} has no spatial convolutions to lift")
