@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from omnivae.data.volumes.dicom_geometry import Arrangement, Problem, arrange
 from omnivae.data.volumes.dicom_pixels import Padding, decode, to_values
 from omnivae.data.volumes.dicom_scan import Frame, Progress
 from omnivae.data.volumes.dicom_series import SeriesInfo, find_series
+from omnivae.data.volumes.dicom_tilt import remove_tilt
 from omnivae.data.volumes.header import VolumeHeader
 from omnivae.volume import Volume
 
@@ -25,6 +26,7 @@ def read_dicom(
     on_order: Literal["error", "positions"] = "error",
     slice_spacing: float | None = None,
     padding: Padding = "air",
+    tilt: Literal["keep", "remove"] = "keep",
     progress: Progress | None = None,
 ) -> Volume:
     """Read one DICOM series as a volume, or say precisely why it is none.
@@ -42,6 +44,7 @@ def read_dicom(
         slice_spacing: distance in mm to assume for a series of one slice, which has none.
         padding: "air" turns padding values, and what lies below -1024 HU, into -1024 HU (the lowest measured value where units are
             arbitrary), counted in the volume's problems; "keep" leaves them.
+        tilt: "keep" leaves a gantry tilt in the affine; "remove" moves slices in their planes (:func:`remove_tilt`).
         progress: is called with the number of files done and of all files.
 
     Returns:
@@ -72,16 +75,34 @@ def read_dicom(
     if not arrangement.regular:
         values, note = _resample(values, arrangement.places)
         more.append(note)
-    return Volume(
+    volume = Volume(
         values[None],
         affine,
         unit=chosen.unit,
         stored=origin,
         source=str(path),
         format="dicom",
-        origin={"modality": chosen.modality},
+        origin=_origin(chosen, frames, regular=arrangement.regular),
         problems=tuple(str(p) for p in (*notes, *more, *aside)),
     )
+    return remove_tilt(volume) if tilt == "remove" else volume
+
+
+def choose_series(path: str | Path, series: int | str | None = None) -> SeriesInfo:
+    """Return the series of a folder that :func:`read_dicom` would read.
+
+    Args:
+        path: as there.
+        series: as there.
+
+    Returns:
+        The series.
+
+    Raises:
+        FileNotFoundError: when nothing is there.
+        ValueError: when there is no series, several, or several patients.
+    """
+    return _choose(path, series)[0]
 
 
 def dicom_header(path: str | Path, *, series: int | str | SeriesInfo | None = None) -> VolumeHeader:
@@ -115,6 +136,15 @@ def dicom_header(path: str | Path, *, series: int | str | SeriesInfo | None = No
         source=str(path),
         problems=tuple(str(p) for p in (*chosen.problems, *aside)),
     )
+
+
+def _origin(series: SeriesInfo, frames: Sequence[Frame], *, regular: bool) -> dict[str, Any]:
+    """Return what a writer needs again: the modality, and slopes that differ from slice to slice."""
+    origin: dict[str, Any] = {"modality": series.modality}
+    rescale = [(1.0 if f.slope is None else f.slope, 0.0 if f.intercept is None else f.intercept) for f in frames]
+    if regular and len(set(rescale)) > 1 and not frames[0].table:
+        origin["slopes"], origin["intercepts"] = (tuple(part) for part in zip(*rescale, strict=True))
+    return origin
 
 
 def _choose(path: str | Path, series: int | str | SeriesInfo | None) -> tuple[SeriesInfo, list[Problem]]:
