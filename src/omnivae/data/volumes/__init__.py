@@ -1,5 +1,10 @@
 """Volumes: files to :class:`omnivae.volume.Volume` and back, transforms with an inverse, phantoms."""
 
+from omnivae.data.volumes.dicom import choose_series, dicom_header, read_dicom
+from omnivae.data.volumes.dicom_geometry import Problem
+from omnivae.data.volumes.dicom_series import SeriesInfo, find_series
+from omnivae.data.volumes.dicom_tilt import remove_tilt
+from omnivae.data.volumes.dicom_write import write_dicom
 from omnivae.data.volumes.geometry import Crop, CropForeground, Orient, Pad, Resample
 from omnivae.data.volumes.header import VolumeHeader
 from omnivae.data.volumes.phantom_ct import ct_phantom, lesion_pair
@@ -21,20 +26,28 @@ __all__ = [
     "Percentiles",
     "Phantom",
     "Pipeline",
+    "Problem",
     "Resample",
+    "SeriesInfo",
     "Step",
     "Transform",
     "VolumeHeader",
     "Window",
     "check_hu",
+    "choose_series",
     "contract_pipeline",
     "ct_phantom",
+    "dicom_header",
+    "find_series",
     "from_stored",
     "guess_unit",
     "lesion_pair",
+    "read_dicom",
     "read_volume",
+    "remove_tilt",
     "resample",
     "to_stored",
     "volume_header",
+    "write_dicom",
     "write_volume",
 ]
