@@ -34,7 +34,7 @@ ALLOWED = {
     "training": BASE | {"losses", "metrics", "distributions"},
     "diffusion": BASE | {"networks"},
     "recipes": {"component", "tokens", "networks", "posteriors", "priors", "likelihoods", "models"},
-    "hub": {"component", "networks", "posteriors", "priors", "likelihoods", "models", "diffusion"},
+    "hub": BASE | {"networks", "posteriors", "priors", "likelihoods", "models", "diffusion"},
     "report": {"types", "volume", "metrics"},
 }
 #: Rows that name single modules: module -> what it may import beyond its package's row.

@@ -1,5 +1,6 @@
 """Networks: tensors in, tensors out; no probability."""
 
+from omnivae.networks.beta_vae_25d import VaeDecoder, VaeEncoder
 from omnivae.networks.conv import ConvDecoder, ConvEncoder
 from omnivae.networks.deep import DeepDecoder, DeepEncoder
 from omnivae.networks.dense import DenseAfter, DenseBefore
@@ -7,6 +8,7 @@ from omnivae.networks.kl import KLDecoder, KLEncoder
 from omnivae.networks.ladder import LadderDecoder, LadderEncoder
 from omnivae.networks.maisi import MaisiDecoder, MaisiEncoder
 from omnivae.networks.mlp import MLPDecoder, MLPEncoder
+from omnivae.networks.monai_kl import MonaiKLDecoder, MonaiKLEncoder
 from omnivae.networks.swin import SwinDecoder, SwinEncoder
 from omnivae.networks.transvae import TransVAEDecoder, TransVAEEncoder
 from omnivae.networks.video import LiftedNetwork
@@ -28,9 +30,13 @@ __all__ = [
     "MLPEncoder",
     "MaisiDecoder",
     "MaisiEncoder",
+    "MonaiKLDecoder",
+    "MonaiKLEncoder",
     "SwinDecoder",
     "SwinEncoder",
     "TransVAEDecoder",
     "TransVAEEncoder",
+    "VaeDecoder",
+    "VaeEncoder",
     "WaveletEncoder",
 ]

@@ -1,0 +1,16 @@
+"""Layouts: how other libraries name the weights of their autoencoders. A layout registers by being defined."""
+
+from omnivae.hub.layouts import diffusers, latent_diffusion, monai
+from omnivae.hub.layouts.base import Alternative, Architecture, Choice, Layout, NotThisLayout, Reference
+
+__all__ = [
+    "Alternative",
+    "Architecture",
+    "Choice",
+    "Layout",
+    "NotThisLayout",
+    "Reference",
+    "diffusers",
+    "latent_diffusion",
+    "monai",
+]

@@ -1,0 +1,104 @@
+"""CompVis' latent diffusion: the first stage of its ``.ckpt`` files, and MedVAE, which has its layout in 2-D and 3-D.
+
+Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022; Varma et al., MedVAE, 2025.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from omnivae.hub.layouts.base import (
+    Architecture,
+    Layout,
+    NotThisLayout,
+    Reference,
+    Rules,
+    Shapes,
+    indices,
+    need,
+    translate,
+)
+from omnivae.hub.layouts.diffusers import diffusers_reference, kl_architecture, kl_arguments, without_gap
+
+_OURS: Rules = [
+    (r"^quant_conv\.", "posterior.projection."),
+    (r"^post_quant_conv\.", "decoder.post_quant."),
+    (r"\.mid\.block_1\.", ".mid.0."),
+    (r"\.mid\.attn_1\.", ".mid.1."),
+    (r"\.mid\.block_2\.", ".mid.2."),
+    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.stages.\1.blocks."),
+    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.stages.\1.resample."),
+    (r"^decoder\.up\.(\d+)\.block\.", r"decoder.stages.\1.blocks."),
+    (r"^decoder\.up\.(\d+)\.upsample\.", r"decoder.stages.\1.resample."),
+    (r"\.nin_shortcut\.", ".shortcut."),
+    (r"\.q\.", ".query."),
+    (r"\.k\.", ".key."),
+    (r"\.v\.", ".value."),
+    (r"\.proj_out\.", ".out."),
+]
+_BLOCK = r"(?:norm[12]|conv[12]|nin_shortcut)"
+
+
+class LatentDiffusion(Layout):
+    """The first stage of latent diffusion (``first_stage_model.``), alone or inside a checkpoint of the whole model."""
+
+    name = "latent-diffusion AutoencoderKL"
+    sentinel = r"encoder\.down\.0\.block\.0\.conv1\.weight"
+    grammar = (
+        rf"(?:en|de)coder\.(?:(?:down|up)\.\d+\.(?:block\.\d+\.{_BLOCK}|(?:down|up)sample\.conv)"
+        rf"|mid\.(?:block_[12]\.{_BLOCK}|attn_1\.(?:norm|q|k|v|proj_out))|conv_in|conv_out|norm_out)\.(?:weight|bias)"
+        r"|(?:post_)?quant_conv\.(?:weight|bias)"
+    )
+    library = "diffusers"
+    install = "pip install omnivae[diffusion]"
+
+    def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
+        unused = {name: why for name in shapes if (why := _beside(name))}
+        if any(re.search(r"\.(?:down|up)\.\d+\.attn\.", name) for name in shapes):
+            raise NotThisLayout("it has attention in its stages; our KL autoencoder has attention in the middle only")
+        if any(name.startswith("quantize.") for name in shapes):
+            raise NotThisLayout("it quantises its latent (VQ); only latents with a mean and a variance are converted")
+        stages = indices(shapes, r"encoder\.down\.(\d+)\.")
+        widths = [need(shapes, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in stages]
+        blocks = {len(indices(shapes, rf"encoder\.down\.{i}\.block\.(\d+)\.")) for i in stages}
+        if len(blocks) > 1:
+            raise NotThisLayout(f"its stages have different numbers of residual blocks: {sorted(blocks)}")
+        arguments = kl_arguments(
+            shapes,
+            stated,
+            widths=widths,
+            num_res_blocks=blocks.pop(),
+            attention=any(".mid.attn_1." in name for name in shapes),
+        )
+        last = len(stages) - 1
+        names = {}
+        for name in shapes:
+            if name not in unused:
+                # Latent diffusion counts the decoder's stages from the image, we count from the latent.
+                turned = re.sub(r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up.{last - int(m[1])}.", name)
+                names[name] = translate(turned, _OURS)
+        medical = any(name.startswith(("channel_ds.", "channel_proj.")) for name in unused)
+        layout = "MedVAE" if medical else self.name
+        return kl_architecture(layout, arguments, without_gap(names, arguments), shapes, stated, unused=unused)
+
+    def reference(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        stages = len(architecture.arguments["channels"])
+        config = {"down_block_types": ("",) * stages, "up_block_types": ("",) * stages}
+        kept = {k: v for k, v in tensors.items() if k not in architecture.unused}
+        # diffusers' own conversion is a second opinion about the names.
+        return diffusers_reference(architecture, convert_ldm_vae_checkpoint(kept, config))
+
+
+def _beside(name: str) -> str:
+    """Return why a tensor is not needed to encode and decode, or an empty string."""
+    if name.startswith(("loss.", "model_ema.")):
+        return "of the training: discriminator, perceptual network or averages"
+    if name.startswith(("channel_ds.", "channel_proj.")):
+        return "MedVAE's second head on the latent, for classifiers; not on the way to the reconstruction"
+    return ""
