@@ -13,10 +13,12 @@ from torch.utils.data import Subset
 
 from omnivae.data import DataSplits, ImageDataset, load_data
 from omnivae.data import world as world_named
+from omnivae.data.volumes.dataset import VolumeDataset
 from omnivae.jobs.conditions import needed_condition
 from omnivae.jobs.factors import process_of, read_factors
 from omnivae.jobs.provenance import provenance_of
 from omnivae.jobs.train import data_for, is_same_data, run_data
+from omnivae.jobs.volume_data import shown_whole
 from omnivae.metrics import Evaluation, evaluate
 from omnivae.metrics.registry import measurable
 from omnivae.models import VAE
@@ -174,6 +176,9 @@ def _images(
         parts = (splits.test, splits.val, splits.train)
         numbers = list(dict.fromkeys(int(i) for part in parts for i in part.indices))
         test = splits.test
+        if isinstance(test, VolumeDataset):
+            volumes = shown_whole(loaded, test.whole(np.array(numbers, dtype=np.int64)))
+            return loaded, volumes, replace(splits, test=volumes), split
         whole = ImageDataset(
             test.source,
             np.array(numbers, dtype=np.int64),
@@ -183,4 +188,8 @@ def _images(
             told=test.told,
         )
         return loaded, whole, splits, split
-    return loaded, getattr(splits, split), splits, split
+    chosen = getattr(splits, split)
+    if isinstance(chosen, VolumeDataset):
+        chosen = shown_whole(loaded, chosen)
+        splits = replace(splits, test=chosen)
+    return loaded, chosen, splits, split

@@ -22,6 +22,7 @@ from omnivae.jobs.conditions import COND, condition_of, refuse_mismatch
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, write_manifest
 from omnivae.jobs.processes import train_in_processes
+from omnivae.jobs.volume_data import prepared_like, with_whole_test
 from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.models.storage import STATISTICS, load_exactly
@@ -336,6 +337,7 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
 
         return report_text(directory, output or directory / REPORT)
     model = VAE.from_pretrained(directory)
+    splits = with_whole_test(model, splits)
     subset = torch.utils.data.Subset(splits.test, range(min(len(splits.test), REPORT_IMAGES)))
     known = provenance_of(directory, splits, "test")
     # Of a world, also what a vector of codes knows of its factors.
@@ -486,6 +488,8 @@ def data_for(model: VAE, path: str | None, base: DataConfig | None) -> DataConfi
             return base
         return replace(base, path=path, format=base.format if is_same_data(path, base) else "auto")
     known = model.statistics.get("data", {})
+    if not known and (volumes := prepared_like(model.statistics, str(path))) is not None:
+        return volumes
     prepared = {name: known[name] for name in PREPARATION if known.get(name) is not None}
     return DataConfig(path=str(path), **prepared)
 

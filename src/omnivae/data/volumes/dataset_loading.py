@@ -17,8 +17,10 @@ from omnivae.data.folder import walk
 from omnivae.data.sources import SPLITS, Split
 from omnivae.data.volumes.dataset import Cutting, VolumeDataset, VolumeTransform
 from omnivae.data.volumes.dataset_cache import Store
+from omnivae.data.volumes.dataset_dicom import dicom_entries
 from omnivae.data.volumes.dataset_source import Entry, VolumeSource, file_entry
 from omnivae.data.volumes.reading import read_volume
+from omnivae.data.volumes.recognising import is_dicom
 from omnivae.volume import Unit
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Ends of the names of masks that lie beside their volumes.
 MASKS = ("_seg", "_mask", "_masks", "_label", "_labels", "_segmentation")
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+#: Ends of the names of files that hold one volume each.
+FILES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 #: Settings of images that mean nothing for volumes, and what does their work.
 _INSTEAD = {
     "image_size": "data.volume.patch_size",
@@ -167,9 +170,14 @@ def find_volumes(config: DataConfig) -> tuple[str, list[Entry]]:
 
 def _listed(path: Path, config: DataConfig) -> list[Entry]:
     unit: Unit | None = "HU" if config.volume.unit == "HU" else None
-    files = [path.name] if path.is_file() else sorted(f for f in walk(path) if f.lower().endswith(_SUFFIXES))
+    files = [path.name] if path.is_file() else sorted(walk(path))
     root = path.parent if path.is_file() else path
-    return [file_entry(root / file, file, partial(read_volume, root / file, unit=unit)) for file in files]
+    plain = [f for f in files if f.lower().endswith(FILES)]
+    entries = [file_entry(root / file, file, partial(read_volume, root / file, unit=unit)) for file in plain]
+    others = (f for f in files if f not in set(plain))
+    if any(f.lower().endswith((".dcm", ".dicom", ".zip")) or is_dicom(root / f) for f in others):
+        entries += dicom_entries(path, unit=unit, on_error=config.on_error)
+    return entries
 
 
 def split_volumes(source: VolumeSource, config: DataConfig) -> dict[Split, np.ndarray]:
@@ -186,8 +194,9 @@ def split_volumes(source: VolumeSource, config: DataConfig) -> dict[Split, np.nd
 
     keys = [entry.key for entry in source.entries]
     given = _split_folders(keys) or {"train": list(range(len(keys)))}
-    groups = group_names([keys[i] for part in given.values() for i in part])
-    of = dict(zip([i for part in given.values() for i in part], groups, strict=True))
+    used = [i for part in given.values() for i in part]
+    groups = group_names([keys[i] for i in used])
+    of = {i: source.entries[i].group or name for i, name in zip(used, groups, strict=True)}
     order: dict[Split, list[str]] = {}
     for split, part in given.items():
         names = sorted({of[i] for i in part})
@@ -238,12 +247,12 @@ def _split_folders(keys: list[str]) -> dict[Split, list[int]]:
 def _is_mask(key: str, keys: set[str]) -> bool:
     stem, suffix = _stem(key)
     return any(
-        stem.lower().endswith(end) and any(stem[: -len(end)] + s in keys for s in (suffix, *_SUFFIXES)) for end in MASKS
+        stem.lower().endswith(end) and any(stem[: -len(end)] + s in keys for s in (suffix, *FILES)) for end in MASKS
     )
 
 
 def _stem(key: str) -> tuple[str, str]:
-    suffix = next((s for s in _SUFFIXES if key.lower().endswith(s)), "")
+    suffix = next((s for s in FILES if key.lower().endswith(s)), "")
     return key[: len(key) - len(suffix)], suffix
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,14 @@ class Entry:
         load: reads it as it is stored.
         fingerprint: short text that changes with its content.
         content_hash: SHA-256 of all that is stored.
+        group: what it belongs to, such as a patient; volumes of a group are never split. Not shown.
     """
 
     key: str
     load: Callable[[], Volume]
     fingerprint: Callable[[], str]
     content_hash: Callable[[], str]
+    group: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
