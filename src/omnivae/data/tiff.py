@@ -34,7 +34,7 @@ def read_tiff_header(file: BinaryIO, name: str, options: ReadOptions) -> Header:
     Raises:
         ValueError: when it is truncated, holds several images, or samples that are no picture.
     """
-    with _series(file, name) as (tif, series):
+    with open_series(file, name) as (tif, series):
         if _needs_pillow(series):
             return read_pillow_header(file, name)
         return _header(tif, series, name, options)
@@ -54,7 +54,7 @@ def read_tiff(file: BinaryIO, name: str, options: ReadOptions) -> np.ndarray:
     Raises:
         ValueError: when it is damaged, holds several images, or samples that are no picture.
     """
-    with _series(file, name) as (tif, series):
+    with open_series(file, name) as (tif, series):
         if _needs_pillow(series):
             return read_pillow(file, name)
         header = _header(tif, series, name, options)
@@ -84,8 +84,19 @@ def read_tiff(file: BinaryIO, name: str, options: ReadOptions) -> np.ndarray:
 
 
 @contextmanager
-def _series(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
-    """Open a TIFF file and give its only image series."""
+def open_series(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
+    """Open a TIFF file and give its only image series.
+
+    Args:
+        file: at any position.
+        name: what to call it in an error.
+
+    Yields:
+        tifffile's file and series.
+
+    Raises:
+        ValueError: when it is damaged or holds several images.
+    """
     import tifffile
 
     logging.getLogger("tifffile").addFilter(_not_while_reading)
@@ -146,7 +157,7 @@ def _header(tif: Any, series: Any, name: str, options: ReadOptions) -> Header:
         if len(other) == 1:
             raise ValueError(f"{said}: set data.pages_as_channels to true to take its pages for channels, or split it")
         raise ValueError(f"{said} with one axis of channels: write each image to a file of its own")
-    _check_extent(series, name, size_of(tif.filehandle._fh))
+    check_extent(series, name, size_of(tif.filehandle._fh))
     dtype = series.dtype
     if dtype is None or dtype.kind not in "buif":
         raise ValueError(f"{name} holds samples of type {dtype}; expected truth values, integers or floats: convert it")
@@ -203,8 +214,17 @@ def _mode(page: Any, other: str, channels: int, dtype: np.dtype, name: str) -> t
     )
 
 
-def _check_extent(series: Any, name: str, length: int) -> None:
-    """Raise unless every strip or tile is listed and lies within the file: what is missing would be read as zeros."""
+def check_extent(series: Any, name: str, length: int) -> None:
+    """Raise unless every strip or tile is listed and lies within the file: what is missing would be read as zeros.
+
+    Args:
+        series: tifffile's.
+        name: what to call it in an error.
+        length: of the file in bytes.
+
+    Raises:
+        ValueError: when it is cut off.
+    """
     if series.dataoffset is not None:  # all pages in one piece, though not all of them may be listed
         if series.dataoffset + series.nbytes > length:
             raise damaged(name, f"its last {series.dataoffset + series.nbytes - length} bytes are missing")
