@@ -7,6 +7,9 @@ from omnivae.data.volumes.dicom_tilt import remove_tilt
 from omnivae.data.volumes.dicom_write import write_dicom
 from omnivae.data.volumes.geometry import Crop, CropForeground, Orient, Pad, Resample
 from omnivae.data.volumes.header import VolumeHeader
+from omnivae.data.volumes.listing import VolumeEntry, list_volumes
+from omnivae.data.volumes.ome_zarr import OmeZarrImage, plate_positions
+from omnivae.data.volumes.ome_zarr_writing import write_ome_zarr, write_plate
 from omnivae.data.volumes.phantom_ct import ct_phantom, lesion_pair
 from omnivae.data.volumes.phantoms import LesionPair, Phantom
 from omnivae.data.volumes.reading import read_volume, volume_header, write_volume
@@ -21,6 +24,7 @@ __all__ = [
     "Crop",
     "CropForeground",
     "LesionPair",
+    "OmeZarrImage",
     "Orient",
     "Pad",
     "Percentiles",
@@ -31,6 +35,7 @@ __all__ = [
     "SeriesInfo",
     "Step",
     "Transform",
+    "VolumeEntry",
     "VolumeHeader",
     "Window",
     "check_hu",
@@ -42,6 +47,8 @@ __all__ = [
     "from_stored",
     "guess_unit",
     "lesion_pair",
+    "list_volumes",
+    "plate_positions",
     "read_dicom",
     "read_volume",
     "remove_tilt",
@@ -49,5 +56,7 @@ __all__ = [
     "to_stored",
     "volume_header",
     "write_dicom",
+    "write_ome_zarr",
+    "write_plate",
     "write_volume",
 ]

@@ -1,42 +1,52 @@
-"""Volumes by path: one function to read any format, one to list a folder's, one to write."""
+"""Volumes by path: one function to read any format, one for its header, one to write."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from omnivae.data.volumes import itk, nifti
+from omnivae.data.volumes import itk, nifti, ome_zarr, tiff
 from omnivae.data.volumes.header import VolumeHeader
+from omnivae.data.volumes.ome_zarr_writing import write_ome_zarr
+from omnivae.data.volumes.recognising import is_dicom
 from omnivae.data.volumes.values import check_hu
 from omnivae.volume import Unit, Volume
 
+if TYPE_CHECKING:
+    from omnivae.data.volumes.dicom_series import SeriesInfo
+
 OnGaps = Literal["error", "resample"]
+_WRITABLE = ".nii, .nii.gz, .nrrd, .mha, .ome.zarr or .zarr"
 
 
 def read_volume(
     path: str | Path,
     *,
-    series: str | None = None,
+    series: int | str | SeriesInfo | None = None,
     level: int | None = None,
     position: str | None = None,
+    channels: Sequence[str | int] | None = None,
     time: int | None = None,
+    axes: str | None = None,
     on_gaps: OnGaps = "error",
     unit: Unit | None = None,
 ) -> Volume:
     """Read a volume of any known format with its geometry.
 
     Args:
-        path: a NIfTI, NRRD, MHA or TIFF file, a folder of DICOM slices, an OME-Zarr image or plate.
-        series: of several DICOM series in a folder, the one to read: its number or name in :func:`list_volumes`.
+        path: a NIfTI, NRRD, MHA or TIFF file, a folder or zip archive of DICOM slices, an OME-Zarr image or plate.
+        series: of several DICOM series the one to read: its number, or an entry of ``find_series``.
         level: resolution level of an OME-Zarr image, 0 the finest (default).
         position: field of view of a plate, such as "A/1/0".
+        channels: names or numbers of an OME-Zarr image's channels, in the order wanted.
         time: which of several time points.
-        on_gaps: what to do about missing slices of a DICOM series.
-        unit: of the values, where the file cannot say it: "HU" holds for CT, and is checked
-            (:func:`omnivae.data.volumes.check_hu`); without it such values are "arbitrary". DICOM says it itself.
+        axes: of a TIFF stack that does not name them, such as "ZCYX".
+        on_gaps: "error" refuses a DICOM series with missing slices; "resample" fills small gaps and says so.
+        unit: of the values, where the file cannot say it: "HU" asks for Hounsfield units, and refuses what cannot be such
+            (:func:`omnivae.data.volumes.check_hu`). Nothing is guessed: without it values are "arbitrary", except DICOM's, which
+            says its unit.
 
     Returns:
         The volume.
@@ -44,19 +54,44 @@ def read_volume(
     Raises:
         FileNotFoundError: when nothing is there.
         ValueError: for unknown or damaged files, geometry that is none, and options that the format does not have.
+
+    Example:
+        >>> import tempfile
+        >>> from omnivae.data.volumes import ct_phantom
+        >>> phantom = ct_phantom(0, size=(32, 24, 16), spacing=(12.0, 12.0, 20.0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_volume(phantom.volume, f"{folder}/ct.nii.gz")
+        ...     again = read_volume(path, unit="HU")
+        >>> again.size, again.spacing, again.orientation
+        ((32, 24, 16), (12.0, 12.0, 20.0), 'LPS')
     """
     path = Path(path)
     kind = _kind(path)
-    given = {"series": series, "level": level, "position": position, "time": time}
-    kind.check_options(path, {name for name, value in given.items() if value is not None})
-    volume = kind.read(path, {**given, "on_gaps": on_gaps, "unit": unit})
+    given = {"series": series, "level": level, "position": position, "channels": channels, "time": time, "axes": axes}
+    kind.check_options(path, [name for name, value in given.items() if value is not None])
+    if unit not in (None, "HU", "arbitrary"):
+        raise ValueError(f"got the unit {unit!r}; expected 'HU' or 'arbitrary'")
+    volume = kind.read(path, {**given, "on_gaps": on_gaps})
+    if unit is not None and unit != volume.unit:
+        if volume.unit == "HU":
+            raise ValueError(f"{path} is in Hounsfield units; got the unit {unit!r}: leave it out")
+        if volume.format == "dicom":
+            raise ValueError(
+                f"{path} is DICOM that is not in Hounsfield units (no CT, or another rescale type); got unit 'HU'"
+            )
+        volume = volume.with_array(volume.array, unit=unit)
     if unit == "HU":
         check_hu(volume)
     return volume
 
 
 def volume_header(
-    path: str | Path, *, series: str | None = None, level: int | None = None, position: str | None = None
+    path: str | Path,
+    *,
+    series: int | str | SeriesInfo | None = None,
+    level: int | None = None,
+    position: str | None = None,
+    axes: str | None = None,
 ) -> VolumeHeader:
     """Read shape, geometry and type of a volume, without its voxels.
 
@@ -65,6 +100,7 @@ def volume_header(
         series: as there.
         level: as there.
         position: as there.
+        axes: as there.
 
     Returns:
         The header.
@@ -75,13 +111,16 @@ def volume_header(
     """
     path = Path(path)
     kind = _kind(path)
-    given = {"series": series, "level": level, "position": position}
-    kind.check_options(path, {name for name, value in given.items() if value is not None})
+    given = {"series": series, "level": level, "position": position, "axes": axes}
+    kind.check_options(path, [name for name, value in given.items() if value is not None])
     return kind.header(path, given)
 
 
 def write_volume(volume: Volume, path: str | Path, *, clip: bool = False) -> Path:
     """Write a volume in the format that a path's suffix names, with its geometry and stored type.
+
+    What was read from a file and is written in the same format comes back bit for bit: values, affine, spacing, orientation, type.
+    Nothing that tells of a person is written, wherever the volume came from.
 
     Args:
         volume: any; a label mask too.
@@ -92,7 +131,7 @@ def write_volume(volume: Volume, path: str | Path, *, clip: bool = False) -> Pat
         The path.
 
     Raises:
-        ValueError: for unknown suffixes, and what the format cannot hold.
+        ValueError: for unknown suffixes, and what the format cannot hold (sheared axes in NRRD and MHA).
         CannotWrite: when the disk is full and the like.
     """
     path = Path(path)
@@ -100,7 +139,9 @@ def write_volume(volume: Volume, path: str | Path, *, clip: bool = False) -> Pat
         return nifti.write_nifti(volume, path, clip=clip)
     if path.suffix.lower() in itk.WRITABLE:
         return itk.write_itk(volume, path, clip=clip)
-    raise ValueError(f"got {path.name}; expected a name that ends in .nii, .nii.gz, .nrrd, .mha or .ome.zarr")
+    if path.suffix.lower() == ".zarr":
+        return write_ome_zarr(volume, path, clip=clip)
+    raise ValueError(f"got the name {path.name}; expected one that ends in {_WRITABLE}")
 
 
 @dataclass(frozen=True)
@@ -110,54 +151,67 @@ class _Kind:
     name: str
     read: Callable[[Path, dict[str, Any]], Volume]
     header: Callable[[Path, dict[str, Any]], VolumeHeader]
-    options: frozenset[str] = frozenset()
+    options: tuple[str, ...]
 
-    def check_options(self, path: Path, given: set[str]) -> None:
-        odd = sorted(given - self.options)
+    def check_options(self, path: Path, given: Sequence[str]) -> None:
+        odd = [name for name in given if name not in self.options]
         if odd:
-            has = f"it has {', '.join(sorted(self.options))}" if self.options else "it has none to choose"
-            raise ValueError(f"got {', '.join(odd)} for {path}, which is {self.name}; {has}: leave that out")
+            raise ValueError(
+                f"got {', '.join(odd)} for {path}, which is {self.name} and has the options {', '.join(self.options)} only: leave "
+                "that out"
+            )
 
 
 def _kind(path: Path) -> _Kind:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        return _OME_ZARR if ome_zarr.is_ome_zarr(path) or path.suffix.lower() == ".zarr" else _DICOM
     if nifti.is_nifti(path):
         return _NIFTI
     if path.suffix.lower() in itk.SUFFIXES:
         return _ITK
-    raise ValueError(f"{path} is no volume that is known here; expected NIfTI (.nii, .nii.gz), NRRD or MHA")
+    if path.suffix.lower() in tiff.SUFFIXES:
+        return _TIFF
+    if path.suffix.lower() in (".dcm", ".dicom", ".ima", ".zip") or is_dicom(path):
+        return _DICOM
+    raise ValueError(
+        f"{path} is no volume that is known here; expected NIfTI (.nii, .nii.gz), NRRD, MHA, TIFF, DICOM or OME-Zarr"
+    )
+
+
+def _read_dicom(path: Path, options: dict[str, Any]) -> Volume:
+    from omnivae.data.volumes.dicom import read_dicom
+
+    return read_dicom(path, series=options["series"], on_gaps=options["on_gaps"])
+
+
+def _dicom_header(path: Path, options: dict[str, Any]) -> VolumeHeader:
+    from omnivae.data.volumes.dicom import dicom_header
+
+    return dicom_header(path, series=options["series"])
+
+
+def _image(path: Path, options: dict[str, Any]) -> ome_zarr.OmeZarrImage:
+    return ome_zarr.OmeZarrImage(path, level=options["level"] or 0, position=options["position"])
 
 
 _NIFTI = _Kind(
-    "NIfTI",
-    lambda path, o: nifti.read_nifti(path, time=o["time"], unit=o["unit"] or "arbitrary"),
-    lambda path, o: nifti.nifti_header(path),
-    frozenset({"time"}),
+    "NIfTI", lambda path, o: nifti.read_nifti(path, time=o["time"]), lambda path, _: nifti.nifti_header(path), ("time",)
 )
 _ITK = _Kind(
-    "NRRD or MHA",
-    lambda path, o: itk.read_itk(path, time=o["time"], unit=o["unit"] or "arbitrary"),
-    lambda path, o: itk.itk_header(path),
-    frozenset({"time"}),
+    "NRRD or MHA", lambda path, o: itk.read_itk(path, time=o["time"]), lambda path, _: itk.itk_header(path), ("time",)
 )
-
-
-def natural(path: Path | str) -> list[tuple[int, int, str]]:
-    """Return a sorting key that puts slice2 before slice10.
-
-    Args:
-        path: a path or name.
-
-    Example:
-        >>> sorted(["s10", "s2", "a"], key=natural)
-        ['a', 's2', 's10']
-    """
-    parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in parts]
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir(), key=lambda p: natural(p.name)):
-        if not entry.name.startswith("."):
-            yield entry
+_TIFF = _Kind(
+    "TIFF",
+    lambda path, o: tiff.read_tiff_stack(path, time=o["time"], axes=o["axes"]),
+    lambda path, o: tiff.tiff_header(path, axes=o["axes"]),
+    ("time", "axes"),
+)
+_OME_ZARR = _Kind(
+    "OME-Zarr",
+    lambda path, o: _image(path, o).volume(channels=o["channels"], time=o["time"]),
+    lambda path, o: _image(path, o).header(),
+    ("level", "position", "channels", "time"),
+)
+_DICOM = _Kind("DICOM", _read_dicom, _dicom_header, ("series",))

@@ -1,0 +1,201 @@
+"""The volumes that a path holds, by name, in natural order, without reading a voxel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from os.path import commonpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from omnivae.data.volumes import itk, nifti, ome_zarr, tiff
+from omnivae.data.volumes.header import VolumeHeader
+from omnivae.data.volumes.recognising import is_dicom
+from omnivae.volume import Unit, Volume
+
+if TYPE_CHECKING:
+    from omnivae.data.volumes.dicom_series import SeriesInfo
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+#: What unique identifiers look like; folders are often named after them.
+_UID = re.compile(r"^\d+(\.\d+){4,}$")
+
+
+@dataclass(frozen=True)
+class VolumeEntry:
+    """One volume of a folder, and how to read it.
+
+    Attributes:
+        name: unique in the list, relative to its folder, with forward slashes; without the unique identifiers of DICOM.
+        path: what :func:`omnivae.data.volumes.read_volume` takes.
+        format: "nifti", "nrrd", "mha", "tiff", "ome-zarr" or "dicom".
+        position: field of view of a plate.
+        series: a DICOM series, its headers already read.
+    """
+
+    name: str
+    path: Path
+    format: str
+    position: str | None = None
+    series: SeriesInfo | None = field(default=None, repr=False)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What the headers that listing had to read say against it: of DICOM series only."""
+        return () if self.series is None else tuple(str(problem) for problem in self.series.problems)
+
+    @property
+    def readable(self) -> bool:
+        """False where those headers already say that it is no volume as it is."""
+        return self.series is None or self.series.readable
+
+    def read(
+        self,
+        *,
+        unit: Unit | None = None,
+        level: int | None = None,
+        time: int | None = None,
+        on_gaps: Literal["error", "resample"] = "error",
+    ) -> Volume:
+        """Read it, as :func:`omnivae.data.volumes.read_volume`.
+
+        Args:
+            unit: as there.
+            level: as there.
+            time: as there.
+            on_gaps: as there.
+        """
+        from omnivae.data.volumes.reading import read_volume
+
+        return read_volume(
+            self.path,
+            series=self.series,
+            position=self.position,
+            level=level,
+            time=time,
+            on_gaps=on_gaps,
+            unit=unit,
+        )
+
+    def header(self) -> VolumeHeader:
+        """Read its header, as :func:`omnivae.data.volumes.volume_header`."""
+        from omnivae.data.volumes.reading import volume_header
+
+        return volume_header(self.path, series=self.series, position=self.position)
+
+
+def list_volumes(path: str | Path) -> list[VolumeEntry]:
+    """List the volumes below a path: NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr images, positions of plates, DICOM series.
+
+    A single file is a list of one. Folders are searched at any depth; stores are not entered. Of DICOM, series of images are listed
+    (derived ones where there are no others), readable or not; localizers, captures and what is no image are not.
+
+    Args:
+        path: a file (a zip archive of DICOM too) or folder.
+
+    Returns:
+        Entries in natural order of their names (slice2 before slice10).
+
+    Raises:
+        FileNotFoundError: when nothing is there.
+        ValueError: when it holds no volume.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    single = path.is_file() or ome_zarr.is_ome_zarr(path)
+    root = path.parent if single else path
+    found: list[VolumeEntry] = []
+    loose: list[Path] = []
+    for item in [path] if single else _walk(path):
+        kind = _format(item)
+        if kind == "ome-zarr":
+            found += _stores(item, root)
+        elif kind == "dicom":
+            loose.append(item)
+        elif kind == "zip":
+            found += _series(item, root)
+        elif kind:
+            found.append(VolumeEntry(item.relative_to(root).as_posix(), item, kind))
+    if loose:
+        found += _series(path if single else Path(commonpath([file.parent for file in loose])), root)
+    if not found:
+        raise ValueError(
+            f"{path} holds no volume that is known here; expected NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr or DICOM series"
+        )
+    return sorted(found, key=lambda entry: natural(entry.name))
+
+
+def natural(path: Path | str) -> list[tuple[int, int, str]]:
+    """Return a sorting key that puts slice2 before slice10.
+
+    Args:
+        path: a path or name.
+
+    Example:
+        >>> sorted(["s10", "s2", "a"], key=natural)
+        ['a', 's2', 's10']
+    """
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
+
+
+def _format(path: Path) -> str:
+    if path.is_dir():
+        return "ome-zarr"  # only stores come out of the walk
+    if nifti.is_nifti(path):
+        return "nifti"
+    if path.suffix.lower() in itk.SUFFIXES:
+        return itk.SUFFIXES[path.suffix.lower()]
+    if path.suffix.lower() in tiff.SUFFIXES:
+        return "tiff" if tiff.is_stack(path) else ""
+    if path.suffix.lower() == ".zip":
+        return "zip"
+    return "dicom" if path.suffix.lower() in _DICOM_SUFFIXES or is_dicom(path) else ""
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield files and zarr stores below a folder; hidden ones are left out, stores not entered."""
+    for entry in sorted(folder.iterdir(), key=lambda p: natural(p.name)):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() and not ome_zarr.is_ome_zarr(entry):
+            yield from _walk(entry)
+        else:
+            yield entry
+
+
+def _stores(path: Path, root: Path) -> list[VolumeEntry]:
+    name = path.relative_to(root).as_posix()
+    about = ome_zarr.attributes(ome_zarr.open_group(path))
+    if "plate" in about:
+        return [
+            VolumeEntry(f"{name}/{position}", path, "ome-zarr", position=position)
+            for position in ome_zarr.plate_positions(path)
+        ]
+    if "multiscales" in about:
+        return [VolumeEntry(name, path, "ome-zarr")]
+    # A collection of images (bioformats2raw), or a well on its own.
+    inner = [entry for entry in _walk(path) if entry.is_dir() and "multiscales" in _about(entry)]
+    if not inner:
+        raise ValueError(f"{path} is a zarr store without multiscales; expected OME-Zarr images: give the path of one")
+    return [VolumeEntry(entry.relative_to(root).as_posix(), entry, "ome-zarr") for entry in inner]
+
+
+def _about(path: Path) -> dict[str, object]:
+    return ome_zarr.attributes(ome_zarr.open_group(path)) if not (path / ".zarray").exists() else {}
+
+
+def _series(path: Path, root: Path) -> list[VolumeEntry]:
+    """Return the DICOM series of a folder at any depth, or of an archive."""
+    from omnivae.data.volumes.dicom_series import find_series
+
+    found = find_series(path)
+    wanted = [s for s in found if s.kind == "image"] or [s for s in found if s.kind == "derived"]
+    entries = []
+    for series in wanted:
+        where = path if path.is_file() else Path(commonpath([item.path.parent for item in series.files]))
+        parts = [part for part in where.relative_to(root).parts if not _UID.match(part)]
+        entries.append(VolumeEntry("/".join([*parts, f"series-{series.number}"]), path, "dicom", series=series))
+    return entries
