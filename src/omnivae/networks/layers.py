@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from omnivae.types import Network, strides
 
@@ -243,6 +244,9 @@ def upsampled_convolution(convolution: nn.Module, x: Tensor) -> Tensor:
     Returns:
         ``convolution(upsample_nearest(x, 2))`` up to rounding, ``[B, C', *(S * 2)]``.
     """
+    if has_torch_function_unary(x):
+        # A tensor that only records what is done to it wants the operation by name, not the writes below.
+        return handle_torch_function(upsampled_convolution, (x,), convolution, x)
     dim, size = x.ndim - 2, x.shape[2:]
     # A convolution that also sees other frames (networks.video) has one axis more than what is doubled here.
     sees_frames = cast("Tensor", convolution.weight).ndim > x.ndim
