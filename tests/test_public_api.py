@@ -29,7 +29,7 @@ NAMES = words("""
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
     HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
     c_vae text_vae m2_vae
-    MaisiVAE
+    MaisiVAE BetaVae25D BetaVaeMonai
     VideoVAE inflate
 """)
 
@@ -64,7 +64,7 @@ TRAIN = words("""
     losses.vf.weight losses.vf.weights_path output report training.accumulate training.batch_size training.betas
     training.channels_last training.checkpoint_every training.compile training.corrupt training.corrupt_strength
     training.devices training.draw_every
-    training.ema training.freeze training.gradient_checkpointing training.gradient_clip
+    training.ema training.freeze training.freeze_epochs training.lr_multipliers training.gradient_checkpointing training.gradient_clip
     training.gradient_clip_algorithm training.learning_rate training.log_every training.max_steps
     training.num_epochs training.num_nodes training.on_collapse training.on_nonfinite training.optimizer
     training.precision training.schedule training.seed training.strategy training.val_images
@@ -97,13 +97,22 @@ RECIPE_ARGUMENTS = {
         norm num_conv_stages recipe stem use_absolute_positions use_conv_ffn use_dc_path use_rope value_range
         variant
     """,
+    "beta_vae_25d": """
+        backbone compatible conv_blocks decoder_stages drop_path_rate head_expansion_ratio head_pool in_channels
+        in_stack_depth input_spatial_size latent_dim likelihood match_input norm_name out_stack_depth pretrained recipe
+        stem_kernel_size stem_stride upsample_mode upsample_pre_conv value_range
+    """,
+    "beta_vae_monai": """
+        act bias channels dropout in_shape inter_channels inter_dilations kernel_size latent_size likelihood match_input
+        norm num_inter_units num_res_units out_channels recipe spatial_dims strides up_kernel_size use_sigmoid value_range
+    """,
     "maisi_vae": """
         attention_levels dim_split in_channels include_fc latent_dim likelihood modality norm_eps norm_float16
         norm_num_groups num_channels num_res_blocks num_splits out_channels recipe use_combined_linear use_convtranspose
         value_range with_decoder_nonlocal_attn with_encoder_nonlocal_attn
     """,
     "video_vae": """
-        base_channels in_channels latent_dim likelihood maisi_checkpoint maisi_stack_size mid_attention num_groups
+        base_channels in_channels latent_dim likelihood maisi_checkpoint maisi_partial maisi_stack_size mid_attention num_groups
         num_res_blocks overlap recipe scaling_factor stack_size time_stride use_maisi value_range
     """,
     "conv_vae": """
@@ -189,7 +198,7 @@ OPTIONS = {
         data.cond data.labelled_share data.labels_per_class config-out data.channel_axis data.channels data.clip data.download
         data.format data.image_column data.image_size
         data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed
-        data.test_fraction data.val_fraction data.value_range data.verify json picture seed
+        data.test_fraction data.val_fraction data.value_range data.verify json picture seed html on_gaps series
     """,
     "doctor": "json look",
     "encode": """

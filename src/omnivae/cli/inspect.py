@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jsonargparse
 
 from omnivae.cli.parsing import make_parser, parse
 from omnivae.data import DataConfig
+from omnivae.data.config import VOLUMES
 from omnivae.jobs.advice import plural
 
 if TYPE_CHECKING:
     from omnivae.jobs.inspect import Inspection
+    from omnivae.jobs.volumes_inspect import VolumeInspection
 
 _SHOWN = 20
 #: Files that cannot be used, by name.
 _MOST_FILES = 50
-_NOT_HERE = {"path", "flip", "random_crop", "num_workers", "binarize", "cache", "resolutions"}
+_NOT_HERE = {"path", "volume", "flip", "random_crop", "num_workers", "binarize", "cache", "resolutions"}
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -39,6 +41,24 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "--picture", type=str | None, default=None, help="file for a contact sheet of some of the images"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the images measured and drawn, where not all are")
+    parser.add_argument(
+        "--html",
+        type=str | None,
+        default=None,
+        help="of volumes: file for a page with thumbnails and all that was found",
+    )
+    parser.add_argument(
+        "--series",
+        type=str | None,
+        default=None,
+        help="of volumes: the number of one DICOM series, to look at it alone",
+    )
+    parser.add_argument(
+        "--on_gaps",
+        type=Literal["error", "resample"],
+        default="error",
+        help="of DICOM series: whether missing slices stop a run, or are interpolated",
+    )
     return parser
 
 
@@ -46,10 +66,22 @@ def inspect(argv: Sequence[str]) -> int:
     """Run the command."""
     from rich.console import Console
 
+    from omnivae.data.formats import holds_volumes
     from omnivae.jobs.inspect import inspect_data
 
     given = parse(build_parser(), argv)
     config = DataConfig(path=given.path, **given.as_dict()["data"])
+    if config.path not in VOLUMES and holds_volumes(config):
+        return _inspect_volumes(given)
+    for name, value, default in (
+        ("html", given.html, None),
+        ("series", given.series, None),
+        ("on_gaps", given.on_gaps, "error"),
+    ):
+        if value != default:
+            raise ValueError(
+                f"got --{name}, which is for volumes, and {given.path} holds none that is known: leave it out"
+            )
     found = inspect_data(config, seed=given.seed, picture=given.picture)
     console = Console(highlight=False)
     for table in tables(found):
@@ -75,6 +107,71 @@ def inspect(argv: Sequence[str]) -> int:
     if command:
         console.print(f"train on it with:\n  {_plain(command)}", soft_wrap=True)
     return 1 if found.problems else 0
+
+
+def _inspect_volumes(given: jsonargparse.Namespace) -> int:
+    from rich.console import Console
+
+    from omnivae.jobs.volumes_inspect import inspect_volumes
+
+    for name in ("config_out", "picture"):
+        if given[name] is not None:
+            raise ValueError(
+                f"got --{name.replace('_', '-')}, which is for images, and {given.path} holds volumes: use --html PAGE"
+            )
+    found = inspect_volumes(
+        given.path,
+        series=given.series,
+        on_gaps=given.on_gaps,
+        verify=given.data.verify,
+        pictures=given.html is not None,
+    )
+    console = Console(highlight=False)
+    console.print(volume_table(found))
+    for facts in found.volumes:
+        for problem in facts.problems:
+            if not problem.stops:
+                console.print(
+                    f"{_plain(facts.name)}: [bold]{_plain(problem.name)}[/]: {_plain(problem.text)}", soft_wrap=True
+                )
+    for text in found.problems:
+        console.print(f"[bold red]stops the run:[/] {_plain(text)}", soft_wrap=True)
+    for text in found.remarks:
+        console.print(f"[bold]note:[/] {_plain(text)}", soft_wrap=True)
+    if given.json:
+        found.to_json(given.json)
+    if given.html:
+        found.to_html(given.html)
+        console.print(given.html, soft_wrap=True)
+    return 1 if found.problems else 0
+
+
+def volume_table(found: VolumeInspection) -> Any:
+    """Return the table of volumes that the command prints.
+
+    Args:
+        found: what was found.
+
+    Returns:
+        A table of rich.
+    """
+    from rich.table import Table
+
+    from omnivae.jobs.volumes_page import COLUMNS, volume_row
+
+    several = f", {found.patients} patients" if found.patients > 1 else ""
+    usable = sum(v.usable for v in found.volumes)
+    title = f"{found.path}: {plural(len(found.volumes), 'volume')} and series, {usable} usable{several}"
+    table = Table(*COLUMNS, title=_plain(title), title_justify="left")
+    for column in table.columns:
+        column.overflow = "fold"
+    for facts in found.volumes[:_MOST_FILES]:
+        table.add_row(*map(_plain, volume_row(facts)))
+    if len(found.volumes) > _MOST_FILES:
+        table.add_row(
+            f"and {len(found.volumes) - _MOST_FILES:,} more", *[""] * (len(COLUMNS) - 2), "--json FILE lists all"
+        )
+    return table
 
 
 def tables(found: Inspection) -> list[Any]:

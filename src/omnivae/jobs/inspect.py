@@ -312,7 +312,10 @@ def _own_remarks(inspection: Inspection) -> list[str]:
 
 def _given(config: DataConfig) -> dict[str, Any]:
     """Return the settings that differ from the defaults, as plain data."""
-    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    plain = DataConfig(config.path)
+    changed = {
+        f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)
+    }
     values = {"path": config.path} | changed
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

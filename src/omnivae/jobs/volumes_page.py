@@ -1,0 +1,126 @@
+"""Pages about volumes: what was found, and how volumes came back from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from omnivae.report import page
+
+if TYPE_CHECKING:
+    from omnivae.jobs.volumes_inspect import VolumeFacts, VolumeInspection
+
+
+def inspection_page(found: VolumeInspection) -> str:
+    """Return the page of an inspection.
+
+    Args:
+        found: with thumbnails.
+
+    Returns:
+        HTML, self-contained.
+    """
+    usable = sum(v.usable for v in found.volumes)
+    tiles = [(f"{len(found.volumes):,}", "", "volumes and series"), (f"{usable:,}", "", "usable")]
+    if found.patients:
+        tiles.append((f"{found.patients:,}", "", "patients"))
+    rows = [volume_row(v) for v in found.volumes]
+    note = "Sizes, voxel sizes and directions are in the order of the file's axes."
+    summary = [page.tiles(tiles), page.table(COLUMNS, rows, ["", *["number"] * 6, ""])]
+    sections = [page.section("Volumes", note, *summary)]
+    if found.problems or found.remarks:
+        entries = [("stops a run", text) for text in found.problems] + [("note", text) for text in found.remarks]
+        sections.append(page.section("Findings", "", page.facts(entries)))
+    for facts in found.volumes:
+        content = [page.facts(_details(facts))]
+        if facts.name in found.thumbnails:
+            alt = f"Three middle planes of {facts.name}"
+            content.insert(0, page.picture(found.thumbnails[facts.name], alt, scale=1.5))
+        sections.append(
+            page.section(facts.name, _planes_note(facts) if facts.name in found.thumbnails else "", *content)
+        )
+    lead = f"{found.path}: {usable} of {len(found.volumes)} can be used"
+    return page.page(
+        "Volumes", lead, sections, f"Written by omnivae {version('omnivae')}. This file is self-contained."
+    )
+
+
+#: Columns of the table of volumes, on the page and on the terminal.
+COLUMNS = ("name", "kind", "size", "voxel", "axes", "type", "values", "problems")
+
+
+def volume_row(facts: VolumeFacts) -> tuple[str, ...]:
+    """Return the cells of one volume under ``COLUMNS``.
+
+    Args:
+        facts: of the volume.
+    """
+    kind = " ".join(
+        part for part in (facts.modality, facts.kind if facts.kind != "image" or not facts.modality else "") if part
+    )
+    number = f" [{facts.number}]" if facts.number is not None else ""
+    problems = ", ".join(dict.fromkeys(p.name.upper() if p.stops else p.name for p in facts.problems)) or "none"
+    return (
+        facts.name,
+        f"{kind}{number}",
+        size_text(facts.shape),
+        " x ".join(f"{s:.4g}" for s in facts.spacing),
+        facts.orientation,
+        facts.dtype,
+        values_text(facts),
+        problems,
+    )
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """Return a size such as "512 x 512 x 300", channels first where there are several.
+
+    Example:
+        >>> size_text((1, 4, 5, 6)), size_text((2, 4, 5, 6))
+        ('4 x 5 x 6', '2 ch, 4 x 5 x 6')
+    """
+    if not shape:
+        return "-"
+    text = " x ".join(str(n) for n in shape[1:])
+    return text if shape[0] == 1 else f"{shape[0]} ch, {text}"
+
+
+def values_text(facts: VolumeFacts) -> str:
+    """Return the range of values with its unit.
+
+    Args:
+        facts: of the volume.
+    """
+    unit = "HU" if facts.unit == "HU" else "HU?" if facts.looks_like else ""
+    if facts.low is None or facts.high is None:
+        return unit or "-"
+    return f"{facts.low:.6g} to {facts.high:.6g} {unit}".strip()
+
+
+def _details(facts: VolumeFacts) -> list[tuple[str, str]]:
+    stage = facts.format in ("ome-zarr", "tiff")
+    rows = [
+        ("format", facts.format + (f", {facts.files} files" if facts.files > 1 else "")),
+        ("modality", facts.modality),
+        ("series", "" if facts.number is None else f"{facts.number} ({facts.kind})"),
+        ("patient", str(facts.patient) if facts.patient else ""),
+        ("size", size_text(facts.shape)),
+        ("voxel", " x ".join(f"{s:.6g}" for s in facts.spacing) + (" µm" if stage else " mm") if facts.spacing else ""),
+        ("axes point to", facts.orientation),
+        ("channels", ", ".join(facts.channels)),
+        ("stored as", facts.dtype),
+        ("values", values_text(facts)),
+        ("mean", "" if facts.mean is None else f"{facts.mean:.6g}"),
+    ]
+    problems = [(f"{p.name}{' (stops)' if p.stops else ''}", p.text) for p in facts.problems]
+    return [(name, text) for name, text in rows if text] + problems
+
+
+def _planes_note(facts: VolumeFacts) -> str:
+    if facts.orientation:
+        shown = "-1000 to 1000 HU" if facts.unit == "HU" else "the 0.5th to the 99.5th percentile"
+        return (
+            f"Middle planes, axial, coronal and sagittal, the patient's right on the left; black to white is {shown}."
+        )
+    return "Middle planes; black to white is the 0.5th to the 99.5th percentile."
