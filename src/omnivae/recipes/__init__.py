@@ -1,11 +1,14 @@
 """Recipes: typed functions that compose a published model, and the only place with papers' numbers."""
 
 from omnivae.recipes.baselines import cnn_vae, vit_vae
+from omnivae.recipes.beta_vae_25d import BetaVae25D
+from omnivae.recipes.beta_vae_monai import BetaVaeMonai
 from omnivae.recipes.conditional import c_vae, m2_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
 from omnivae.recipes.flows import flow_prior_vae, flow_vae, iaf_vae
 from omnivae.recipes.hierarchical import deep_hierarchical_vae, hierarchical_vae, ladder_vae, lite_vae
+from omnivae.recipes.inflation import inflate
 from omnivae.recipes.objectives import (
     aae,
     beta_tc_vae,
@@ -25,12 +28,14 @@ from omnivae.recipes.sharp import dfc_vae, eq_vae, ms_ssim_vae, sigma_vae, vae_g
 from omnivae.recipes.supports import gumbel_softmax_vae, hyperspherical_vae
 from omnivae.recipes.text import text_vae
 from omnivae.recipes.transvae import TransVAE
-from omnivae.recipes.video import VideoVAE, inflate
+from omnivae.recipes.video import VideoVAE
 from omnivae.recipes.volumes import MaisiVAE
 
 __all__ = [
     "MEMBERS",
     "RECIPES",
+    "BetaVae25D",
+    "BetaVaeMonai",
     "MaisiVAE",
     "Member",
     "TransVAE",

@@ -1,23 +1,17 @@
-"""VAEs of video: natively in 2-D plus time, through MAISI's networks in stacks of frames, and lifted from VAEs of images."""
+"""VAEs of video: natively in 2-D plus time, or through MAISI's networks in stacks of frames."""
 
 from __future__ import annotations
 
-import copy
 import logging
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from omnivae.component import from_config, to_config
 from omnivae.likelihoods import Likelihood
-from omnivae.models import VAE, StackedVAE
-from omnivae.models.storage import load_exactly
+from omnivae.models import StackedVAE
 from omnivae.networks.kl import KLDecoder, KLEncoder
 from omnivae.networks.maisi import from_monai
-from omnivae.networks.video import Inflation, LiftedNetwork, inflated
+from omnivae.networks.video import LiftedNetwork
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes.common import likelihood_and_range
@@ -51,6 +45,7 @@ class VideoVAE(StackedVAE):
         scaling_factor: factor of the latents; ``measure_scaling_factor`` sets it from data.
         use_maisi: MAISI's networks instead of the native ones.
         maisi_checkpoint: MAISI's weights (``autoencoder.pt``); loaded whole or refused. A saved model does not need it again.
+        maisi_partial: load what fits of the weights, and report and remember what does not.
         maisi_stack_size: frames of a stack, a multiple of 4; ``None`` for the whole clip at once.
         stack_size: frames of a stack natively; ``None`` for the whole clip.
         overlap: frames that neighbouring windows share, blended linearly; 0 for independent stacks.
@@ -84,6 +79,7 @@ class VideoVAE(StackedVAE):
         *,
         use_maisi: bool = False,
         maisi_checkpoint: str | None = None,
+        maisi_partial: bool = False,
         maisi_stack_size: int | None = 4,
         stack_size: int | None = None,
         overlap: int = 0,
@@ -112,9 +108,9 @@ class VideoVAE(StackedVAE):
             if maisi_stack_size is not None:
                 log.info("Temporal stacking: %d frames per 3D volume", maisi_stack_size)
             if maisi_checkpoint is not None:
-                self._load_maisi_vae(maisi_checkpoint)
+                self._load_maisi_vae(maisi_checkpoint, partial=maisi_partial)
             return
-        if maisi_checkpoint is not None:
+        if maisi_checkpoint is not None or maisi_partial:
             raise ValueError(f"got maisi_checkpoint={maisi_checkpoint!r} without use_maisi=True; set both")
         head, value_range = likelihood_and_range(likelihood, value_range)
         channels = [base_channels * width for width in NATIVE_WIDTHS]
@@ -138,24 +134,19 @@ class VideoVAE(StackedVAE):
 
     def config_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments; the weights are saved with the model, so no checkpoint is named."""
-        return super().config_arguments() | {"maisi_checkpoint": None}
+        return super().config_arguments() | {"maisi_checkpoint": None, "maisi_partial": False}
 
-    def _load_maisi_vae(self, path: str | Path) -> None:
-        """Load MAISI's weights, all of them, or raise ``ValueError`` and load none."""
-        if not Path(path).is_file():
+    def _load_maisi_vae(self, path: str | Path, *, partial: bool = False) -> None:
+        # Reading files of others is not this package's work, and few models of video start from one.
+        from omnivae.hub import load_tensors, read_checkpoint
+
+        if not Path(path).exists():
             raise FileNotFoundError(
                 f"no MAISI checkpoint at {path}: give maisi_checkpoint the path of the downloaded autoencoder.pt"
             )
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{path} is no file of tensors alone, or damaged ({str(error).splitlines()[0]}); fetch it again"
-            ) from error
-        # The file of 2025 (``autoencoder_v2.pt``) has the weights one level down.
-        tensors = tensors.get("unet_state_dict", tensors)
-        load_exactly(self, from_monai(tensors), str(path))
-        log.info("Loaded %d/%d weights of %s", len(tensors), len(tensors), path)
+        tensors = read_checkpoint(path).tensors
+        found = load_tensors(self, from_monai(tensors), source=str(path), partial=partial)
+        log.info("%s: %s", path, found.summary().splitlines()[0])
 
 
 def _refuse_native(in_channels: int, stack_size: int | None, mid_attention: bool, time_stride: int) -> None:
@@ -173,92 +164,3 @@ def _refuse_native(in_channels: int, stack_size: int | None, mid_attention: bool
         if value != default:
             remedy = "set maisi_stack_size" if name == "stack_size" else "leave it out"
             raise ValueError(f"got {name}={value} with use_maisi=True; that is for the native networks: {remedy}")
-
-
-def inflate(
-    vae: VAE,
-    *,
-    inflation: Inflation = "central",
-    time_kernel: int = 3,
-    time_stride: int = 1,
-    stack_size: int | None = None,
-    overlap: int = 0,
-) -> StackedVAE:
-    """Lift a trained VAE of images to clips; for one frame it computes what the VAE of images computes.
-
-    A kernel w becomes (0, w, 0) or (w, w, w) / 3 over three frames, and the first and last frame are repeated beyond the ends
-    of a clip, so a still image gives w * x in both cases. Normalisation and attention stay within a frame. That is checked
-    here on random images before the model is returned.
-
-    Args:
-        vae: a VAE of images with a spatial, diagonal Gaussian latent; it stays as it is.
-        inflation: "central" (until it is trained, every frame of every clip is treated as an image) or "average" (neighbouring
-            frames are averaged from the start).
-        time_kernel: odd number of frames that a convolution sees.
-        time_stride: frames that become one frame of the latent: 1, or a power of two for convolutional and KL networks.
-        stack_size: frames seen at a time; ``None`` for the whole clip.
-        overlap: frames that neighbouring windows share.
-
-    Returns:
-        The model of clips, in evaluation mode.
-
-    Raises:
-        ValueError: for a model that cannot be lifted.
-
-    Example:
-        >>> from omnivae import kl_autoencoder
-        >>> images = kl_autoencoder(channels=(8, 8), num_res_blocks=1, num_groups=4, mid_attention=False).eval()
-        >>> clips = inflate(images)
-        >>> clips.encode(torch.zeros(1, 3, 6, 16, 16)).shape
-        torch.Size([1, 4, 6, 8, 8])
-    """
-    if vae.dim != 2 or vae.image_size is not None or type(vae.posterior) is not GaussianPosterior:
-        raise ValueError(
-            f"got a {type(vae).__name__} with a {type(vae.posterior).__name__} of {vae.dim} axes; expected a VAE of images "
-            "with a spatial latent and a GaussianPosterior, such as kl_autoencoder"
-        )
-    lifting: dict[str, Any] = {"time_kernel": time_kernel, "time_stride": time_stride, "inflation": inflation}
-    head: GaussianPosterior = from_config(to_config(vae.posterior) | {"dim": 3})
-    weight: torch.Tensor = vae.posterior.projection.weight  # type: ignore[assignment]
-    head.load_state_dict(
-        {
-            # Beyond the ends of a clip the head sees zeros, so its kernel sits at the middle frame in both inflations.
-            "projection.weight": inflated(weight, weight.shape[-1], "central"),
-            "projection.bias": vae.posterior.projection.bias.detach(),  # type: ignore[union-attr, operator]
-        }
-    )
-    model = StackedVAE(
-        LiftedNetwork(vae.encoder, **lifting),  # type: ignore[arg-type]
-        head.to(weight.dtype),
-        LiftedNetwork(vae.decoder, **lifting),  # type: ignore[arg-type]
-        copy.deepcopy(vae.likelihood_head),
-        copy.deepcopy(vae.prior),
-        stack_size=stack_size,
-        overlap=overlap,
-        value_range=vae.value_range,
-    )
-    model.statistics = {k: v for k, v in vae.statistics.items() if k not in ("latent", "image_size")}
-    _check_still(vae, model.eval())
-    return model
-
-
-@torch.no_grad()
-def _check_still(vae: VAE, model: StackedVAE) -> None:
-    """Raise ``ValueError`` unless a clip of one frame gives what the image gives."""
-    low, high = vae.value_range
-    side = 2 * max(model.encoder.stride[1:])  # type: ignore[index]
-    weight = next(vae.parameters())
-    noise = torch.rand(1, vae.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    image = (low + (high - low) * noise).to(weight)
-    training = vae.training
-    vae.eval()
-    q, lifted = vae.encode(image), model.encode(image.unsqueeze(2))
-    pairs = [(q.mean, lifted.mean[:, :, 0]), (vae.decode(q), model.decode(lifted)[:, :, 0])]
-    vae.train(training)
-    for ours, theirs in pairs:
-        error = (ours - theirs).abs().max().item()
-        if not error <= 1e-3 * max(1.0, ours.abs().max().item()):
-            raise ValueError(
-                f"a {type(vae.encoder).__name__} does not keep its function when lifted: for one frame it differs by {error:g}; "
-                "lift a kl_autoencoder, a conv_vae with a spatial latent or a cnn_vae"
-            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from omnivae.component import suggestion
@@ -46,6 +46,8 @@ class TrainingConfig:
             "salt_and_pepper", "mask" (pixels set to 0), "missing" (the same, and the loss leaves those pixels out), "none".
         corrupt_strength: of gaussian noise its standard deviation as a share of the value range, of the others the share of pixels.
         freeze: submodules that are not trained, such as ``[encoder, posterior]``.
+        freeze_epochs: passes over the data for which they are not trained, and afterwards are; by default the whole run.
+        lr_multipliers: submodule to the multiple of the learning rate that it is trained at, such as ``{encoder: 0.1}``.
         on_nonfinite: what a loss or gradient that is not finite does: "stop" the run, or "skip" the update and count it. Both
             leave a flight record with the cause and a command that repeats the step.
         on_collapse: what a posterior that carries nothing about its image does, once that is certain: "warn", "stop" the run,
@@ -82,6 +84,8 @@ class TrainingConfig:
     corrupt: Kind = "none"
     corrupt_strength: float = 0.0
     freeze: tuple[str, ...] = ()
+    freeze_epochs: int | None = None
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
     on_nonfinite: Literal["stop", "skip"] = "stop"
     on_collapse: Literal["warn", "stop", "ignore"] = "warn"
     checkpoint_every: int = 500
@@ -132,6 +136,19 @@ class TrainingConfig:
             raise ValueError(
                 f"got training.gradient_clip={self.gradient_clip}; expected a norm > 0, or 0 to switch it off"
             )
+        if self.freeze_epochs is not None:
+            self._at_least("freeze_epochs", self.freeze_epochs, 1)
+            if not self.freeze:
+                raise ValueError(
+                    f"got training.freeze_epochs={self.freeze_epochs} and nothing in training.freeze; say what to freeze, "
+                    "such as [encoder, posterior]"
+                )
+        for name, rate in self.lr_multipliers.items():
+            if not 0 < rate < float("inf"):
+                raise ValueError(
+                    f"got training.lr_multipliers.{name}={rate}; expected a number > 0, such as 0.1; training.freeze leaves "
+                    "a part untrained"
+                )
         Corruption(self.corrupt, self.corrupt_strength)
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"got training.weight_decay={self.weight_decay}; expected a number >= 0")

@@ -192,7 +192,7 @@ def replay(folder: str | Path) -> tuple[dict[str, Any], Diagnosis]:
     module.train()
     device = torch.device("cuda" if "cuda" in record["device"] and torch.cuda.is_available() else "cpu")
     module.to(device)
-    module._freeze_statistics()
+    module.freezing.begin(bundle["steps"][0]["number"])
     guard = module.guard
     guard.context = _context(record["precision"], device)
     guard.half = record["precision"] == "16-mixed"

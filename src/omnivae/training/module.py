@@ -21,7 +21,9 @@ from omnivae.training.config import TrainingConfig
 from omnivae.training.corruption import Corruption
 from omnivae.training.diagnosis import random_state, set_random_state
 from omnivae.training.distributed import gather, largest, noise_seed, several, whole_batch
+from omnivae.training.freezing import Freezing, rate_groups
 from omnivae.training.guard import Guard
+from omnivae.training.holes import HoleWatch
 from omnivae.training.inputs import inspect_inputs
 from omnivae.training.levels import active_units, kl_by_dimension
 from omnivae.training.opponents import detached, has_opponent
@@ -69,9 +71,12 @@ class VAEModule(pl.LightningModule):
         #: Nats that each latent dimension carries about the image in the last batch that was looked at (see ``collapse``).
         self.information: Tensor | None = None
         self.look_every = look_every(total_steps)
+        #: Multiple of the learning rate of each of the optimiser's groups.
+        self.rates: list[float] = [1.0]
         self.followers = followers(vae)
         #: Counts codes over an epoch, or over a tenth of a run that has fewer than ten epochs.
         self.codes = CodeWatch(min(steps_per_epoch, max(1, total_steps // 10)))
+        self.holes = HoleWatch()
         #: Looks at every step before its update is made.
         self.guard = Guard(self, config.on_nonfinite)
         self._parts: list[dict[str, Tensor | float]] = []
@@ -82,16 +87,16 @@ class VAEModule(pl.LightningModule):
         #: The last step's output without its graph, for the opponents; kept where a loss has one.
         self.last_output: VAEOutput | None = None
         self._keep_output = any(has_opponent(loss) for loss in losses.values())
-        for name in config.freeze:
-            part = vae.get_submodule(name) if name in dict(vae.named_modules()) else None
-            if part is None or not name:
-                parts = [n for n, _ in vae.named_children()]
-                raise ValueError(f"got training.freeze={name!r}; this model has {', '.join(parts)}")
-            part.requires_grad_(False)
-        if not any(parameter.requires_grad for parameter in self.parameters()):
+        #: Keeps parts of the model as they are, throughout or for the first epochs.
+        phase = None if config.freeze_epochs is None else config.freeze_epochs * steps_per_epoch
+        self.freezing = Freezing(vae, config.freeze, steps=phase, joint=several())
+        if not any(p.requires_grad for p in self.parameters()) or self.freezing.leaves_nothing(self):
             raise ValueError(f"training.freeze={list(config.freeze)} leaves nothing to train; freeze less")
         if self.channels_last:
-            vae.to(memory_format=_layout(vae.dim))  # type: ignore[call-overload, arg-type]
+            # By weight: a network may have kernels of images and of volumes (BetaVae25D).
+            for parameter in vae.parameters():
+                if parameter.ndim in (4, 5):
+                    parameter.data = parameter.data.contiguous(memory_format=_layout(parameter.ndim - 2))
 
     def whole_model(self) -> nn.Module:
         """Return the model with its present weights."""
@@ -101,7 +106,7 @@ class VAEModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the total loss of one batch."""
-        self._freeze_statistics()
+        self.freezing.begin(self.global_step)
         for part in self._scheduled:
             part.set_step(self.global_step)
         self.guard.begin(batch, self.global_step, batch_idx % self.config.accumulate == 0)
@@ -195,6 +200,7 @@ class VAEModule(pl.LightningModule):
         counts = self.validation_order is None or self.validation_order.counts(batch_idx)
         if counts:
             self.codes.add(output, "val")
+            self.holes.add(output)
         return {"scalars": scalars, "count": len(x) * counts}
 
     def _losses(
@@ -279,11 +285,6 @@ class VAEModule(pl.LightningModule):
             if len(counted) > 1:
                 into |= {f"{split}/active_units_level{level}": value for level, value in units.items()}
 
-    def _freeze_statistics(self) -> None:
-        # A frozen part must not drift through its normalisation statistics either.
-        for name in self.config.freeze:
-            self.vae.get_submodule(name).eval()
-
     def reaches_all(self, batch: Batch) -> bool:
         """Return whether the losses' gradients reach every parameter that is trained, at the start and at the end.
 
@@ -309,11 +310,12 @@ class VAEModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure the gradient norm before clipping, and keep a bad step away from the weights."""
+        self.freezing.drop_gradients(self.global_step)
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         norm = self.gradient_norm(grads) if grads else None
         if norm is not None:
             self.scalars["train/grad_norm"] = norm
-        rate = self.scalars["train/lr"] = optimizer.param_groups[0]["lr"]
+        rate = self.scalars["train/lr"] = optimizer.param_groups[0]["lr"] / self.rates[0]
         if self.guard.verdict(norm, rate):
             self.guard.passed(self.global_step, float(self.scalars.get("train/total", math.nan)))
             for follower in self.followers:
@@ -360,10 +362,10 @@ class VAEModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW (fused) with linear warm-up and a cosine or constant schedule."""
         config = self.config
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups, self.rates = rate_groups(self, self.vae, config.lr_multipliers)
         cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
         optimizer = cls(
-            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=self.fused
+            groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=self.fused
         )
         warmup = config.warmup(self.total_steps)
 
@@ -375,7 +377,9 @@ class VAEModule(pl.LightningModule):
             progress = (step - warmup) / max(1, self.total_steps - warmup)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        # Groups differ in the schedule and not in the rate, which a continued run takes from its options.
+        schedules: list[Any] = [lambda step, rate=rate: rate * factor(step) for rate in self.rates]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # -- exact resume
