@@ -9,7 +9,7 @@ from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from omnivae.data.volumes import itk, nifti, ome_zarr, tiff
+from omnivae.data.volumes import itk, nifti, ome_zarr, ome_zarr_metadata, tiff
 from omnivae.data.volumes.header import VolumeHeader
 from omnivae.data.volumes.recognising import is_dicom
 from omnivae.volume import Unit, Volume
@@ -104,7 +104,7 @@ def list_volumes(path: str | Path) -> list[VolumeEntry]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    single = path.is_file() or ome_zarr.is_ome_zarr(path)
+    single = path.is_file() or ome_zarr_metadata.is_ome_zarr(path)
     root = path.parent if single else path
     found: list[VolumeEntry] = []
     loose: list[Path] = []
@@ -160,7 +160,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     for entry in sorted(folder.iterdir(), key=lambda p: natural(p.name)):
         if entry.name.startswith("."):
             continue
-        if entry.is_dir() and not ome_zarr.is_ome_zarr(entry):
+        if entry.is_dir() and not ome_zarr_metadata.is_ome_zarr(entry):
             yield from _walk(entry)
         else:
             yield entry
@@ -168,7 +168,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _stores(path: Path, root: Path) -> list[VolumeEntry]:
     name = path.relative_to(root).as_posix()
-    about = ome_zarr.attributes(ome_zarr.open_group(path))
+    about = ome_zarr_metadata.attributes(ome_zarr_metadata.open_group(path))
     if "plate" in about:
         return [
             VolumeEntry(f"{name}/{position}", path, "ome-zarr", position=position)
@@ -184,7 +184,7 @@ def _stores(path: Path, root: Path) -> list[VolumeEntry]:
 
 
 def _about(path: Path) -> dict[str, object]:
-    return ome_zarr.attributes(ome_zarr.open_group(path)) if not (path / ".zarray").exists() else {}
+    return ome_zarr_metadata.attributes(ome_zarr_metadata.open_group(path)) if not (path / ".zarray").exists() else {}
 
 
 def _series(path: Path, root: Path) -> list[VolumeEntry]:

@@ -6,7 +6,6 @@ channels may have no names. A crop reads the chunks that it touches and no other
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,23 +17,10 @@ import numpy as np
 from omnivae.component import suggestion
 from omnivae.data.volumes.header import VolumeHeader
 from omnivae.data.volumes.nifti import pick_time
-from omnivae.data.volumes.values import check_samples, native, need
+from omnivae.data.volumes.ome_zarr_metadata import ImageAbout, attributes, describe, inside, member, open_group
+from omnivae.data.volumes.values import check_samples, native
 from omnivae.volume import Space, Stored, Unit, Volume
 
-#: Unit of length -> micrometres.
-_MICROMETRES = {
-    "angstrom": 1e-4,
-    "picometer": 1e-6,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "decimeter": 1e5,
-    "meter": 1e6,
-    "inch": 25400.0,
-}
-#: Name of our own entry among an image's attributes: what OME-Zarr cannot say of a patient's volume.
-OWN = "omnivae"
 Range = slice | tuple[int, int] | None
 
 
@@ -241,8 +227,8 @@ class OmeZarrImage:
         return dict(zip(self.axes, self._array.shape, strict=True))
 
     @cached_property
-    def _about(self) -> _About:
-        return _describe(self._group, self._name, self.level)
+    def _about(self) -> ImageAbout:
+        return describe(self._group, self._name, self.level)
 
     @cached_property
     def _group(self) -> Any:
@@ -268,7 +254,7 @@ class OmeZarrImage:
 
     @cached_property
     def _array(self) -> Any:
-        return _member(self._group, self._about.dataset, self._name)
+        return member(self._group, self._about.dataset, self._name)
 
     def _space(self) -> Space:
         return "patient" if self._about.own.get("space") == "patient" else "stage"
@@ -314,190 +300,14 @@ def plate_positions(path: str | Path) -> list[str]:
         return []
     found = []
     for well in plate.get("wells", []):
-        name = _inside(str(well["path"]), path)
+        name = inside(str(well["path"]), path)
         about = attributes(open_group(path / name)).get("well")
         if about is None:
             raise ValueError(
                 f"{path / name} is listed as a well of a plate but says nothing about its images: copy it again"
             )
-        found += [f"{name}/{_inside(str(image['path']), path)}" for image in about.get("images", [])]
+        found += [f"{name}/{inside(str(image['path']), path)}" for image in about.get("images", [])]
     return sorted(found, key=natural)
-
-
-def is_ome_zarr(path: Path) -> bool:
-    """Say whether a folder is a zarr store.
-
-    Args:
-        path: of the folder.
-    """
-    return path.is_dir() and any((path / name).is_file() for name in (".zgroup", ".zattrs", ".zarray", "zarr.json"))
-
-
-def open_group(path: Path) -> Any:
-    """Open a zarr group to read.
-
-    Args:
-        path: of the group.
-
-    Returns:
-        The group.
-
-    Raises:
-        FileNotFoundError: when nothing is there.
-        ValueError: when it is no group.
-    """
-    zarr = need("zarr", "microscopy")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return zarr.open_group(str(path), mode="r")
-    except Exception as error:
-        raise ValueError(
-            f"{path} is no OME-Zarr group ({type(error).__name__}); expected a folder with zarr.json, or .zgroup and .zattrs"
-        ) from error
-
-
-def attributes(group: Any) -> dict[str, Any]:
-    """Return a group's OME attributes, wherever its version keeps them.
-
-    Args:
-        group: zarr's.
-    """
-    found = dict(group.attrs)
-    return {**found, **found["ome"]} if isinstance(found.get("ome"), Mapping) else found
-
-
-@dataclass(frozen=True)
-class _About:
-    axes: str
-    dataset: str
-    affine: np.ndarray
-    coarser: tuple[float, float, float]
-    channels: tuple[str, ...]
-    levels: int
-    version: str
-    own: Mapping[str, Any]
-    problems: tuple[str, ...]
-
-
-def _describe(group: Any, name: str, level: int) -> _About:
-    about = attributes(group)
-    scales = about.get("multiscales")
-    if not scales:
-        held = ", ".join(sorted(map(str, group.keys()))[:8]) or "nothing"
-        raise ValueError(
-            f"{name} is a zarr group without multiscales (it holds {held}); expected an OME-Zarr image: give the path of one, or "
-            "write its metadata"
-        )
-    image, problems = scales[0], []
-    if len(scales) > 1:
-        problems.append(f"{len(scales)} images in one group; the first is read")
-    datasets = image.get("datasets") or []
-    if not 0 <= level < len(datasets):
-        raise ValueError(
-            f"{name} has {len(datasets)} resolution levels; got level {level}; expected 0 to {len(datasets) - 1}"
-        )
-    dataset = _inside(str(datasets[level]["path"]), Path(name))
-    shape = _member(group, dataset, name).shape
-    axes, units = _axes(image.get("axes"), len(shape), name)
-    for axis, n in zip(axes, shape, strict=True):
-        if axis not in "tczyx" and n != 1:
-            raise ValueError(f"{name} has an axis {axis!r} of length {n}; expected t, c, z, y and x only")
-        if n < 1:
-            raise ValueError(f"{name} has no voxels along {axis}: its shape is {list(shape)}")
-    finest, _ = _transformation(image, datasets[0], len(axes), name)
-    scale, shift = _transformation(image, datasets[level], len(axes), name)
-    affine = np.eye(4)
-    own = dict(about.get(OWN) or {})
-    for row, axis in enumerate("zyx"):
-        if axis not in axes:
-            problems.append(f"no axis {axis}: one plane, of thickness 1")
-            continue
-        at = axes.index(axis)
-        unit = units[at]
-        if unit is None and axis == "x":
-            problems.append("no unit of length; micrometres are assumed")
-        if unit is not None and unit not in _MICROMETRES:
-            raise ValueError(f"{name} has the unit of length {unit!r}; expected one of {', '.join(_MICROMETRES)}")
-        factor = _MICROMETRES.get(unit or "micrometer", 1.0) / (1000 if own.get("space") == "patient" else 1)
-        affine[row, row], affine[row, 3] = scale[at] * factor, shift[at] * factor
-        if not (math.isfinite(affine[row, row]) and affine[row, row] > 0):
-            raise ValueError(
-                f"{name} has a spacing of {scale[at]:g} along {axis}; expected a length above 0: repair its metadata"
-            )
-    labels = tuple(str(c.get("label", n)) for n, c in enumerate((about.get("omero") or {}).get("channels") or ()))
-    count = shape[axes.index("c")] if "c" in axes else 1
-    if labels and len(labels) != count:
-        problems.append(f"{len(labels)} channel names for {count} channels; they are left out")
-        labels = ()
-    coarser = tuple(float(scale[axes.index(a)] / finest[axes.index(a)]) if a in axes else 1.0 for a in "zyx")
-    version = str(about.get("version") or image.get("version") or "0.4")
-    return _About(
-        axes,
-        dataset,
-        affine,
-        (coarser[0], coarser[1], coarser[2]),
-        labels,
-        len(datasets),
-        version,
-        own,
-        tuple(problems),
-    )
-
-
-def _transformation(
-    image: Mapping[str, Any], dataset: Mapping[str, Any], dimensions: int, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and translation of a level, those of the whole image applied after its own."""
-    scale, shift = np.ones(dimensions), np.zeros(dimensions)
-    for step in (*dataset.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())):
-        kind, value = step.get("type"), step.get(step.get("type", ""))
-        if kind == "identity":
-            continue
-        if kind not in ("scale", "translation") or value is None or len(value) != dimensions:
-            raise ValueError(
-                f"{name} has the coordinate transformation {dict(step)}; expected scale or translation with {dimensions} numbers"
-            )
-        if kind == "scale":
-            scale, shift = scale * value, shift * value
-        else:
-            shift = shift + value
-    return scale, shift
-
-
-def _axes(listed: Any, dimensions: int, name: str) -> tuple[str, list[str | None]]:
-    """Return the axes' letters in lower case, and their units."""
-    if listed is None:  # before 0.3 images had all five
-        listed = list("tczyx")[-dimensions:] if dimensions != 5 else list("tczyx")
-    names = [str(axis["name"] if isinstance(axis, Mapping) else axis).lower() for axis in listed]
-    units = [axis.get("unit") if isinstance(axis, Mapping) else None for axis in listed]
-    short = ["c" if n == "channel" else "t" if n == "time" else n for n in names]
-    if len(short) != dimensions or len(set(short)) != dimensions or any(len(n) != 1 for n in short):
-        raise ValueError(
-            f"{name} has axes {', '.join(names)} for {dimensions} dimensions; expected one letter for each"
-        )
-    if "y" not in short or "x" not in short:
-        raise ValueError(f"{name} has axes {', '.join(names)}; expected y and x among them")
-    return "".join(short), units
-
-
-def _member(group: Any, path: str, name: str) -> Any:
-    try:
-        array = group[path]
-        _ = array.shape
-    except (KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{name} lists the resolution level {path!r} but holds no such array: copy it again"
-        ) from error
-    return array
-
-
-def _inside(path: str, where: Path) -> str:
-    """Return a path from metadata, checked to stay within its store."""
-    parts = path.strip("/").split("/")
-    if not path.strip("/") or any(part in ("", ".", "..") for part in parts) or "\\" in path:
-        raise ValueError(f"{where} names the path {path!r} in its metadata; expected one inside the store")
-    return "/".join(parts)
 
 
 def _range(given: Range, size: int, axis: str, name: str) -> slice:

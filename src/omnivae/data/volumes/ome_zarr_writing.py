@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from omnivae.data.volumes.ome_zarr import OWN, is_ome_zarr
+from omnivae.data.volumes.ome_zarr_metadata import OWN, is_ome_zarr
 from omnivae.data.volumes.values import need, to_stored
 from omnivae.files import CannotWrite
 from omnivae.volume import Volume

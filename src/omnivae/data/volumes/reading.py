@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from omnivae.data.volumes import itk, nifti, ome_zarr, tiff
 from omnivae.data.volumes.header import VolumeHeader
+from omnivae.data.volumes.ome_zarr_metadata import is_ome_zarr
 from omnivae.data.volumes.ome_zarr_writing import write_ome_zarr
 from omnivae.data.volumes.recognising import is_dicom
 from omnivae.data.volumes.values import check_hu
@@ -166,7 +167,7 @@ def _kind(path: Path) -> _Kind:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if path.is_dir():
-        return _OME_ZARR if ome_zarr.is_ome_zarr(path) or path.suffix.lower() == ".zarr" else _DICOM
+        return _OME_ZARR if is_ome_zarr(path) or path.suffix.lower() == ".zarr" else _DICOM
     if nifti.is_nifti(path):
         return _NIFTI
     if path.suffix.lower() in itk.SUFFIXES:
