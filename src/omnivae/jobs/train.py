@@ -22,7 +22,7 @@ from omnivae.jobs.conditions import COND, condition_of, refuse_mismatch
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, write_manifest
 from omnivae.jobs.processes import train_in_processes
-from omnivae.jobs.volume_data import prepared_like, with_whole_test
+from omnivae.jobs.volume_data import for_report, prepared_like, shape_of_stacks
 from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.models.storage import STATISTICS, load_exactly
@@ -92,6 +92,8 @@ def build_model(model: Mapping[str, Any], data: DataConfig, splits: DataSplits) 
         if argument not in parameters:
             raise ValueError(f"the recipe {name!r} has no argument {argument!r}{suggestion(argument, parameters)}")
     from_data: dict[str, Any] = {"in_channels": splits.channels}
+    if name in VOLUME_RECIPES:
+        from_data |= shape_of_stacks(splits)
     if "image_size" in parameters:
         from_data["image_size"] = list(splits.image_size)
     elif len(splits.image_size) > 2:
@@ -337,17 +339,18 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
 
         return report_text(directory, output or directory / REPORT)
     model = VAE.from_pretrained(directory)
-    splits = with_whole_test(model, splits)
-    subset = torch.utils.data.Subset(splits.test, range(min(len(splits.test), REPORT_IMAGES)))
+    shown: Any = for_report(splits.test)
+    subset = torch.utils.data.Subset(shown, range(min(len(shown), REPORT_IMAGES)))
     known = provenance_of(directory, splits, "test")
     # Of a world, also what a vector of codes knows of its factors.
     process = process_of(splits, model, num_rows=REPORT_ROWS) if model.image_size is not None else None
     names = [*measurable(REPORT_METRICS, model), *(("mig", "dci_disentanglement") if process else ())]
-    evaluation = evaluate(model, subset, names, provenance=known, process=process, progress=False)
+    few = {"num_samples_elbo": 1} if splits.intensity is not None else {}
+    evaluation = evaluate(model, subset, names, provenance=known, process=process, progress=False, **few)
     evaluation.to_json(directory / "evaluation.json")
     return write_report(
         model,
-        splits.test,
+        shown,
         output or directory / REPORT,
         evaluation=evaluation,
         history=directory / "metrics.csv",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from torch.utils.data import Subset
 
 from omnivae.data import DataConfig, DataSplits
 from omnivae.data.config import VOLUMES
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: Voxels of the part of a volume that goes through a model at once; of larger volumes the centre is shown.
 MOST_VOXELS = 128**3
+#: Patches that a report shows and measures at least, and the voxels up to which there are more.
+REPORT_PATCHES, REPORT_VOXELS = 8, 2**20
 
 
 def shown_whole(model: VAE, dataset: VolumeDataset) -> VolumeDataset:
@@ -46,11 +50,37 @@ def shown_whole(model: VAE, dataset: VolumeDataset) -> VolumeDataset:
     return dataset.whole(most_voxels=MOST_VOXELS if larger else None)
 
 
-def with_whole_test(model: VAE, splits: DataSplits) -> DataSplits:
-    """Return splits whose test volumes are shown as :func:`shown_whole` says; those of images as they are."""
-    if not isinstance(splits.test, VolumeDataset):
-        return splits
-    return replace(splits, test=shown_whole(model, splits.test))
+def for_report(dataset: Any) -> Any:
+    """Return what a run's report is about: of volumes a few fixed patches, evenly chosen; of images all of them.
+
+    Args:
+        dataset: the test images.
+
+    Returns:
+        A data set.
+    """
+    if not isinstance(dataset, VolumeDataset):
+        return dataset
+    voxels = math.prod(dataset.transform.shape[1:])
+    count = min(len(dataset), max(REPORT_PATCHES, REPORT_VOXELS // voxels))
+    return Subset(dataset, sorted({round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)}))
+
+
+def shape_of_stacks(splits: DataSplits) -> dict[str, Any]:
+    """Return the arguments by which recipes of stacks and volumes call the size of a patch.
+
+    Args:
+        splits: the data.
+    """
+    facts: dict[str, Any] = {
+        "spatial_dims": len(splits.image_size),
+        "in_shape": [splits.channels, *splits.image_size],
+        "out_channels": splits.channels,
+    }
+    if len(splits.image_size) == 3:
+        depth, *area = splits.image_size
+        facts |= {"in_stack_depth": depth, "out_stack_depth": depth, "input_spatial_size": area}
+    return facts
 
 
 def prepared_like(statistics: Mapping[str, Any], path: str) -> DataConfig | None:

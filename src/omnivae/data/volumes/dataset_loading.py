@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omnivae.data.config import VOLUMES, DataConfig
-from omnivae.data.folder import walk
 from omnivae.data.sources import SPLITS, Split
 from omnivae.data.volumes.dataset import Cutting, VolumeDataset, VolumeTransform
 from omnivae.data.volumes.dataset_cache import Store
 from omnivae.data.volumes.dataset_dicom import dicom_entries
 from omnivae.data.volumes.dataset_source import Entry, VolumeSource, file_entry
+from omnivae.data.volumes.listing import VolumeEntry, list_volumes
+from omnivae.data.volumes.ome_zarr_metadata import is_ome_zarr
 from omnivae.data.volumes.reading import read_volume
 from omnivae.data.volumes.recognising import is_dicom
 from omnivae.volume import Unit
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 MASKS = ("_seg", "_mask", "_masks", "_label", "_labels", "_segmentation")
 #: Ends of the names of files that hold one volume each.
 FILES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+TIFF = (".tif", ".tiff")
 #: Settings of images that mean nothing for volumes, and what does their work.
 _INSTEAD = {
     "image_size": "data.volume.patch_size",
@@ -170,14 +173,42 @@ def find_volumes(config: DataConfig) -> tuple[str, list[Entry]]:
 
 def _listed(path: Path, config: DataConfig) -> list[Entry]:
     unit: Unit | None = "HU" if config.volume.unit == "HU" else None
-    files = [path.name] if path.is_file() else sorted(walk(path))
-    root = path.parent if path.is_file() else path
-    plain = [f for f in files if f.lower().endswith(FILES)]
-    entries = [file_entry(root / file, file, partial(read_volume, root / file, unit=unit)) for file in plain]
-    others = (f for f in files if f not in set(plain))
-    if any(f.lower().endswith((".dcm", ".dicom", ".zip")) or is_dicom(root / f) for f in others):
+    level = config.volume.level or None
+    single = path.is_file() or is_ome_zarr(path)
+    root = path.parent if single else path
+    stores, files = ([path], []) if is_ome_zarr(path) else ([], [path.name]) if single else _walked(path)
+    entries = [_store_entry(root, entry, level) for store in stores for entry in list_volumes(store)]
+    # Stacks of TIFF pages are images unless they are said to be volumes.
+    ends = (*FILES, *TIFF) if config.format == "volumes" else FILES
+    plain = [file for file in files if file.lower().endswith(ends)]
+    if level is not None and plain:
+        raise ValueError(f"got data.volume.level={level} and {plain[0]}, which has one resolution: leave it out")
+    entries += [file_entry(root / file, file, partial(read_volume, root / file, unit=unit)) for file in plain]
+    others = (file for file in files if file not in set(plain))
+    if any(file.lower().endswith((".dcm", ".dicom", ".zip")) or is_dicom(root / file) for file in others):
         entries += dicom_entries(path, unit=unit, on_error=config.on_error)
     return entries
+
+
+def _walked(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the OME-Zarr stores of a folder, which are not entered, and the other files, relative to it."""
+    stores: list[Path] = []
+    files: list[str] = []
+    for here, subfolders, names in os.walk(folder, followlinks=True):
+        inside = [Path(here) / name for name in sorted(subfolders) if not name.startswith(".")]
+        stores += [path for path in inside if is_ome_zarr(path)]
+        subfolders[:] = [path.name for path in inside if not is_ome_zarr(path)]
+        files += [(Path(here) / n).relative_to(folder).as_posix() for n in sorted(names) if not n.startswith(".")]
+    return stores, sorted(files)
+
+
+def _store_entry(root: Path, entry: VolumeEntry, level: int | None) -> Entry:
+    # A field of view of a plate has a folder of its own.
+    place = entry.path / entry.position if entry.position else entry.path
+    name = place.relative_to(root).as_posix()
+    # Fields of view of one well show neighbouring cells: they stay together.
+    well = str(Path(name).parent) if entry.position else None
+    return replace(file_entry(place, name, partial(entry.read, level=level)), group=well)
 
 
 def split_volumes(source: VolumeSource, config: DataConfig) -> dict[Split, np.ndarray]:
