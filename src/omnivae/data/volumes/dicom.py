@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from omnivae.data.volumes.dicom_files import Progress
 from omnivae.data.volumes.dicom_geometry import Arrangement, Problem, arrange
 from omnivae.data.volumes.dicom_pixels import Padding, decode, to_values
-from omnivae.data.volumes.dicom_scan import Frame, Progress
+from omnivae.data.volumes.dicom_scan import Frame
 from omnivae.data.volumes.dicom_series import SeriesInfo, find_series
 from omnivae.data.volumes.dicom_tilt import remove_tilt
 from omnivae.data.volumes.header import VolumeHeader

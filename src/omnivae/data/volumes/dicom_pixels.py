@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from omnivae.data.volumes.dicom_files import Progress, quietly
 from omnivae.data.volumes.dicom_geometry import Problem
-from omnivae.data.volumes.dicom_scan import Frame, Progress, codec_flaw
+from omnivae.data.volumes.dicom_scan import Frame, codec_flaw
 from omnivae.data.volumes.dicom_series import unit_of
 from omnivae.volume import Stored
 
@@ -45,8 +45,7 @@ def decode(frames: Sequence[Frame], *, progress: Progress | None = None) -> list
     found: list[np.ndarray | None] = [None] * len(frames)
     workers = min(len(by_file), os.cpu_count() or 1, 8)
     done = 0
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        warnings.simplefilter("ignore")  # pydicom quotes odd values, which may tell of the patient
+    with quietly(), ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         for which, arrays in zip(
             by_file.values(),
             pool.map(lambda which: _decode_file([frames[i] for i in which]), by_file.values()),
@@ -76,7 +75,7 @@ def _decode_file(frames: list[Frame]) -> list[np.ndarray]:
     if flaw:
         raise (ImportError if "pip install" in flaw else ValueError)(f"{name} ({first.name}): {flaw}")
     if "PixelData" not in data:
-        raise ValueError(f"{name} ({first.name}) has no pixel data: fetch it again")
+        raise ValueError(f"{name} ({first.name}) has no pixel data, or only a part of them: fetch it again")
     try:
         if first.frames == 1:
             arrays = [pixel_array(data, raw=True)]

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from omnivae.data.volumes.dicom_files import Item, Progress, list_items, quietly
 from omnivae.data.volumes.values import need
-
-Progress = Callable[[int, int], None]
 
 #: Compressed files begin with these groups where the 128 bytes of preamble are missing: meta data, or the data set itself.
 _BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _SUFFIXES = {".dcm", ".dicom", ".ima"}
-#: Largest member of an archive that is read into memory: beyond any CT, far below a bomb.
-_MEMBER_LIMIT = 8 << 30
+#: Storage classes whose images lie somewhere in a patient, and their modality.
+IMAGE_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.2.1": "CT", "1.2.840.10008.5.1.4.1.1.2.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR", "1.2.840.10008.5.1.4.1.1.4.1": "MR", "1.2.840.10008.5.1.4.1.1.4.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.128": "PT", "1.2.840.10008.5.1.4.1.1.130": "PT", "1.2.840.10008.5.1.4.1.1.128.1": "PT",
+    "1.2.840.10008.5.1.4.1.1.13.1.1": "XA", "1.2.840.10008.5.1.4.1.1.13.1.3": "MG", "1.2.840.10008.5.1.4.1.1.6.2": "US",
+}  # fmt: skip
 _ABOUT_ACQUISITION = (
     "EchoNumbers", "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
     "AcquisitionNumber", "AcquisitionTime",
@@ -37,53 +38,6 @@ _TAGS = [
     "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ConversionType", *_ABOUT_ACQUISITION,
 ]  # fmt: skip
-
-
-class Archive:
-    """A zip archive whose list of members is read once; threads read it together, and copies in other processes open it anew.
-
-    Args:
-        path: of the archive.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def file(self) -> zipfile.ZipFile:
-        """The open archive."""
-        return zipfile.ZipFile(self.path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file that may be DICOM: on disk, or a member of a zip archive, which is read in place and never unpacked."""
-
-    path: Path
-    member: str = ""
-    archive: Archive | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """Name for messages; of names that are UIDs only the end, since UIDs tell of persons."""
-        name = Path(self.member or self.path).name
-        return f"…{name[-12:]}" if re.match(r"\d+(\.\d+){4,}", name) else name
-
-    @property
-    def folder(self) -> str:
-        """The folder that holds it."""
-        return str(Path(self.member).parent if self.member else self.path.parent)
-
-    def size(self) -> int:
-        """Bytes."""
-        return self.path.stat().st_size if self.archive is None else self.archive.file.getinfo(self.member).file_size
-
-    def open(self) -> IO[bytes]:
-        """Open for reading; a member of an archive may be sought in too."""
-        return self.path.open("rb") if self.archive is None else self.archive.file.open(self.member)
 
 
 @dataclass(frozen=True)
@@ -149,40 +103,6 @@ class Scan:
     unreadable: list[tuple[Item, str]]
 
 
-def list_items(path: str | Path) -> list[Item]:
-    """List the files of a folder at any depth, of a zip archive, or one file.
-
-    Args:
-        path: folder, ``.zip`` or file.
-
-    Returns:
-        Files in the order of their names; hidden ones left out.
-
-    Raises:
-        FileNotFoundError: when nothing is there.
-        ValueError: for an archive that is damaged, locked by a password or holds oversized members.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if path.is_dir():
-        found = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-        return [Item(p) for p in sorted(found) if p.is_file()]
-    if not zipfile.is_zipfile(path):
-        return [Item(path)]
-    try:
-        archive = Archive(path)
-        members = [m for m in archive.file.infolist() if not m.is_dir() and not Path(m.filename).name.startswith(".")]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is a damaged zip archive ({error}): fetch it again") from error
-    if any(m.flag_bits & 1 for m in members):
-        raise ValueError(f"{path} is locked by a password: unpack it first")
-    large = [m.filename for m in members if m.file_size > _MEMBER_LIMIT]
-    if large:
-        raise ValueError(f"{path} holds members of more than {_MEMBER_LIMIT >> 30} GB: unpack it first")
-    return [Item(path, m.filename, archive) for m in sorted(members, key=lambda m: m.filename)]
-
-
 def scan(path: str | Path, *, workers: int = 8, progress: Progress | None = None) -> Scan:
     """Read the headers of all DICOM files below a path; other files are passed over.
 
@@ -199,9 +119,7 @@ def scan(path: str | Path, *, workers: int = 8, progress: Progress | None = None
     alone = len(items) == 1
     frames: list[Frame] = []
     unreadable: list[tuple[Item, str]] = []
-    # pydicom warns of odd values and quotes them: names and UIDs would reach the log.
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=max(1, min(workers, len(items)))) as pool:
-        warnings.simplefilter("ignore")
+    with quietly(), ThreadPoolExecutor(max_workers=max(1, min(workers, len(items)))) as pool:
         for done, (item, found) in enumerate(zip(items, pool.map(_try_read, items), strict=True), 1):
             if isinstance(found, str):
                 unreadable.append((item, found))
@@ -263,7 +181,10 @@ def read_frames(item: Item) -> list[Frame] | None:
         if bare and ("SOPClassUID" not in header or "Rows" not in header):
             return None
         left = item.size() - file.tell()
-    if header.get("Rows") is None or header.get("Columns") is None or "PixelData" in header:
+    if header.get("Rows") is None or header.get("Columns") is None:
+        sop_class = header.get("SOPClassUID") or getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
+        if not sop_class or sop_class in IMAGE_CLASSES:
+            raise EOFError("the header ends before the size of the image")
         return []
     return _frames(item, header, left)
 
@@ -367,8 +288,9 @@ def _flaw(header: Any, syntax: Any, count: int, left: int) -> str:
         return "there is no pixel data"
     bits = int(header.get("BitsAllocated") or 0) * int(header.get("SamplesPerPixel") or 1)
     bytes_needed = (int(header.Rows) * int(header.Columns) * count * bits + 7) // 8
-    if not syntax.is_compressed and left < bytes_needed:
-        return f"pixel data are truncated: {left} bytes of {bytes_needed}"
+    found = left - (8 if syntax.is_implicit_VR else 12)  # behind tag, type and length
+    if not syntax.is_compressed and found < bytes_needed:
+        return f"pixel data are truncated: {found} bytes of {bytes_needed}"
     return codec_flaw(syntax)
 
 

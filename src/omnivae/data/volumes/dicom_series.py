@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from omnivae.data.volumes.dicom_files import Item, Progress
 from omnivae.data.volumes.dicom_geometry import SAME_PLACE_MM, Arrangement, Problem, arrange
-from omnivae.data.volumes.dicom_scan import Frame, Item, Progress, scan
+from omnivae.data.volumes.dicom_scan import IMAGE_CLASSES, Frame, scan
 from omnivae.volume import Unit
 
 #: What a group of frames is: an image series; a localizer; a screen capture; computed from another series; DICOM of other kinds
@@ -23,12 +24,6 @@ Kind = Literal["image", "localizer", "capture", "derived", "other", "unreadable"
 _LOCALIZER = re.compile(r"\b(localis?zers?|localisers?|scouts?|topograms?|surview|survey|scanogram)\b", re.IGNORECASE)
 _LOCALIZER_TYPES = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY", "SURVIEW"}
 _CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.7"
-_IMAGE_CLASSES = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.2.1": "CT", "1.2.840.10008.5.1.4.1.1.2.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4": "MR", "1.2.840.10008.5.1.4.1.1.4.1": "MR", "1.2.840.10008.5.1.4.1.1.4.4": "MR",
-    "1.2.840.10008.5.1.4.1.1.128": "PT", "1.2.840.10008.5.1.4.1.1.130": "PT", "1.2.840.10008.5.1.4.1.1.128.1": "PT",
-    "1.2.840.10008.5.1.4.1.1.13.1.1": "XA", "1.2.840.10008.5.1.4.1.1.13.1.3": "MG", "1.2.840.10008.5.1.4.1.1.6.2": "US",
-}  # fmt: skip
 #: Cosines and relative spacings of one series differ by less; real series wobble in the fifth decimal.
 _SAME_DIRECTION, _SAME_SPACING = 2e-3, 1e-3
 
@@ -257,7 +252,7 @@ def _repeats(frames: Sequence[Frame]) -> int:
 def _kind(frames: list[Frame]) -> tuple[Kind, str, str]:
     first = frames[0]
     words = set(first.image_type)
-    modality = first.modality or _IMAGE_CLASSES.get(first.sop_class, "")
+    modality = first.modality or IMAGE_CLASSES.get(first.sop_class, "")
     kind: Kind
     if first.sop_class.startswith(_CAPTURE_CLASS):
         kind = "capture"
@@ -265,7 +260,7 @@ def _kind(frames: list[Frame]) -> tuple[Kind, str, str]:
         kind = "localizer"
     elif first.captured or "SCREEN SAVE" in words:
         kind = "capture"
-    elif first.sop_class not in _IMAGE_CLASSES or (all(f.position is None for f in frames) and first.frames > 1):
+    elif first.sop_class not in IMAGE_CLASSES or (all(f.position is None for f in frames) and first.frames > 1):
         kind = "other"
     else:
         kind = "derived" if "DERIVED" in words else "image"

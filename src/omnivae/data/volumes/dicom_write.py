@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from omnivae.data.volumes.dicom import choose_series
-from omnivae.data.volumes.dicom_scan import Progress
+from omnivae.data.volumes.dicom_files import Progress
 from omnivae.data.volumes.dicom_series import SeriesInfo
 from omnivae.data.volumes.values import need
 from omnivae.files import CannotWrite

@@ -1,0 +1,119 @@
+"""Files that may be DICOM: of folders at any depth and of zip archives, which are read in place."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+#: Is called with how much is done and how much there is.
+Progress = Callable[[int, int], None]
+
+#: Largest member of an archive that is read into memory: beyond any CT, far below a bomb.
+_MEMBER_LIMIT = 8 << 30
+
+
+class Archive:
+    """A zip archive whose list of members is read once; threads read it together, and copies in other processes open it anew.
+
+    Args:
+        path: of the archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def file(self) -> zipfile.ZipFile:
+        """The open archive."""
+        return zipfile.ZipFile(self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file that may be DICOM: on disk, or a member of a zip archive, which is read in place and never unpacked."""
+
+    path: Path
+    member: str = ""
+    archive: Archive | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Name for messages; of names that are UIDs only the end, since UIDs tell of persons."""
+        name = Path(self.member or self.path).name
+        return f"…{name[-12:]}" if re.match(r"\d+(\.\d+){4,}", name) else name
+
+    @property
+    def folder(self) -> str:
+        """The folder that holds it."""
+        return str(Path(self.member).parent if self.member else self.path.parent)
+
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size if self.archive is None else self.archive.file.getinfo(self.member).file_size
+
+    def open(self) -> IO[bytes]:
+        """Open for reading; a member of an archive may be sought in too."""
+        return self.path.open("rb") if self.archive is None else self.archive.file.open(self.member)
+
+
+def list_items(path: str | Path) -> list[Item]:
+    """List the files of a folder at any depth, of a zip archive, or one file.
+
+    Args:
+        path: folder, ``.zip`` or file.
+
+    Returns:
+        Files in the order of their names; hidden ones left out.
+
+    Raises:
+        FileNotFoundError: when nothing is there.
+        ValueError: for an archive that is damaged, locked by a password or holds oversized members.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        found = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        return [Item(p) for p in sorted(found) if p.is_file()]
+    if not zipfile.is_zipfile(path):
+        return [Item(path)]
+    try:
+        archive = Archive(path)
+        members = [m for m in archive.file.infolist() if not m.is_dir() and not Path(m.filename).name.startswith(".")]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is a damaged zip archive ({error}): fetch it again") from error
+    if any(m.flag_bits & 1 for m in members):
+        raise ValueError(f"{path} is locked by a password: unpack it first")
+    large = [m.filename for m in members if m.file_size > _MEMBER_LIMIT]
+    if large:
+        raise ValueError(f"{path} holds members of more than {_MEMBER_LIMIT >> 30} GB: unpack it first")
+    return [Item(path, m.filename, archive) for m in sorted(members, key=lambda m: m.filename)]
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep pydicom from warning of odd values: it quotes them, so that names, UIDs and paths would reach logs."""
+    logger, silence = logging.getLogger("pydicom"), _Silence()
+    logger.addFilter(silence)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeFilter(silence)
+
+
+class _Silence(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
