@@ -14,10 +14,12 @@ from omnivae.likelihoods import (
 from omnivae.losses import KL, L1, MSE, MSSSIM, NLL
 from omnivae.losses.schedules import ConstantSchedule, CosineSchedule, CyclicalSchedule, LinearSchedule
 from omnivae.metrics import compare, evaluate
-from omnivae.models import VAE, HierarchicalVAE
+from omnivae.models import VAE, HierarchicalVAE, Tiled
 from omnivae.posteriors import GaussianPosterior
 from omnivae.priors import StandardNormal
 from omnivae.recipes import (
+    BetaVae25D,
+    BetaVaeMonai,
     MaisiVAE,
     TransVAE,
     VideoVAE,
@@ -76,6 +78,8 @@ __all__ = [
     "VAE",
     "Batch",
     "BernoulliLikelihood",
+    "BetaVae25D",
+    "BetaVaeMonai",
     "CategoricalLikelihood",
     "Component",
     "ConstantSchedule",
@@ -94,6 +98,7 @@ __all__ = [
     "MaisiVAE",
     "PosteriorStore",
     "StandardNormal",
+    "Tiled",
     "TransVAE",
     "VAEOutput",
     "VideoVAE",

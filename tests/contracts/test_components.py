@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from omnivae.distributions import DiagonalGaussian
 from omnivae.losses import NLL, loss_classes
 from omnivae.models import VAE
+from omnivae.networks.layers import LAYOUT
 from omnivae.recipes import RECIPES
 from omnivae.tokens import END, PAD
 from omnivae.training import TrainingConfig, fit
@@ -89,6 +90,25 @@ TOY |= {
 TOY["text_vae"] = {"vocabulary": list("abcdefgh"), "max_length": 12, "latent_dim": 4, "embedding_dim": 6, "hidden": 8}
 TOY["maisi_vae"] = {"num_channels": [8, 8], "num_res_blocks": [1, 1], "norm_num_groups": 4, "latent_dim": 3}
 TOY["video_vae"] = {"base_channels": 4, "num_res_blocks": 1, "num_groups": 2, "stack_size": 2}
+TOY["beta_vae_25d"] = {
+    "backbone": "test_convnext",
+    "in_channels": 1,
+    "in_stack_depth": 8,
+    "out_stack_depth": 8,
+    "latent_dim": 4,
+    "input_spatial_size": [32, 32],
+    "decoder_stages": 3,
+    "conv_blocks": 1,
+    "head_expansion_ratio": 1,
+}
+TOY["beta_vae_monai"] = {
+    "spatial_dims": 3,
+    "in_shape": [1, 8, 8, 8],
+    "out_channels": 1,
+    "latent_size": 4,
+    "channels": [4, 8],
+    "strides": [2, 2],
+}
 # More compositions of the same recipes; the contract is the same.
 VARIATIONS = {
     "transvae/ablated": (
@@ -157,6 +177,8 @@ OTHER_VECTOR = [
     "factor_vae/3d",
     "wae/1d",
     "iwae/3d",
+    "beta_vae_25d",
+    "beta_vae_monai",
 ]
 TEXT = [name for name in CASES if name.startswith("text_vae")]
 SPATIAL = [name for name in CASES if name not in (*VECTOR, *OTHER_VECTOR, *TEXT)]
@@ -411,8 +433,11 @@ def test_vector_latents_say_how_large_an_image_may_be(case):
 def test_channels_last_gives_the_same_numbers(case):
     model = build(case).eval()
     x = images(model)
-    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[model.dim]
     with torch.no_grad():
         plain = model(x).reconstruction
-        fast = copy.deepcopy(model).to(memory_format=layout)(x.to(memory_format=layout))
+        fast = copy.deepcopy(model)
+        for parameter in fast.parameters():
+            if parameter.ndim in LAYOUT:
+                parameter.data = parameter.data.contiguous(memory_format=LAYOUT[parameter.ndim])
+        fast = fast(x.to(memory_format=LAYOUT[x.ndim]))
     torch.testing.assert_close(fast.reconstruction, plain, atol=1e-5, rtol=1e-4)

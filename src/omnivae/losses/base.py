@@ -182,7 +182,10 @@ def target_of(batch: Batch, output: VAEOutput) -> Tensor:
     target = batch.get("target", batch["x"])
     shape = output.likelihood.batch_shape[1:] + output.likelihood.event_shape
     if target.shape != shape:
-        raise ValueError(f"got a target of shape {tuple(target.shape)}; the reconstruction's is {tuple(shape)}")
+        raise ValueError(
+            f"got a target of shape {tuple(target.shape)}; the reconstruction's is {tuple(shape)}: give the batch a target of "
+            "that shape, or build a model that returns its input's (BetaVae25D and BetaVaeMonai: match_input=True)"
+        )
     return target
 
 
