@@ -27,7 +27,7 @@ NAMES = words("""
     autoencoder fsq_vae full_covariance_vae lfq_vae residual_vq_vae vq_vae
     dfc_vae eq_vae ms_ssim_vae sigma_vae vae_gan
     iwae miwae ciwae capacity_vae beta_tc_vae factor_vae dip_vae_i dip_vae_ii info_vae wae aae
-    HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
+    Tiled HierarchicalVAE hierarchical_vae ladder_vae deep_hierarchical_vae lite_vae
     c_vae text_vae m2_vae
     MaisiVAE BetaVae25D BetaVaeMonai
     VideoVAE inflate

@@ -1,0 +1,291 @@
+"""``Tiled``: a model that encodes and decodes images and volumes larger than memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from omnivae.models.tiled import operators, statistics  # noqa: F401 (they fill the table of operators)
+from omnivae.models.tiled.arrays import (
+    Array,
+    check_input,
+    check_latent,
+    check_model,
+    image_channels,
+    latent_scale,
+    make_out,
+    place_of,
+    posterior_of,
+    reader,
+    writer,
+)
+from omnivae.models.tiled.blended import SeamError, blend, merge, spans, tile_length
+from omnivae.models.tiled.execute import Progress, TileProgress, execute
+from omnivae.models.tiled.graph import Region
+from omnivae.models.tiled.memory import format_bytes, parse_bytes
+from omnivae.models.tiled.record import record
+from omnivae.models.tiled.schedule import Schedule, make_schedule
+from omnivae.models.vae import VAE
+from omnivae.types import strides
+
+Mode = Literal["exact", "blended"]
+
+
+class Tiled:
+    """A model that encodes and decodes what does not fit into memory, with the interface of the model.
+
+    ``mode="exact"`` gives what the model gives, up to rounding: the network's own graph is computed region by region. Every
+    region sees the neighbours that its layers look at, the image's border is the only border, and normalisations use the
+    statistics of the whole image, which are summed in sweeps over it. What lies between the sweeps is kept in memory or in
+    temporary files, so that no convolution is computed twice (only the margins of tiles are). An operation between all
+    positions, such as attention, is computed whole where the memory holds it and refused by name where it does not.
+
+    ``mode="blended"`` runs the model on overlapping tiles and blends them smoothly. It needs no files and works for every
+    spatial latent, but each tile is normalised by itself: :attr:`seams` says how far tiles disagreed where they overlap.
+
+    Args:
+        vae: a model with a spatial latent, in evaluation mode.
+        memory: what encoding or decoding may add to the memory of the process: a number of bytes, or text such as "4GB".
+            The model, what it is called with and an ``out`` are not counted; a result that is returned is.
+        mode: "exact" or "blended".
+        scratch: folder for temporary files; the system's own by default. They vanish with the process, however it ends.
+        overlap: share of a blended tile that it has in common with each neighbour, in [0, 0.5].
+        progress: called after every tile with a :class:`~omnivae.models.tiled.execute.TileProgress`.
+
+    Raises:
+        TypeError: for something else than a VAE.
+        ValueError: for a model with a vector latent, one in training mode, or an option out of range.
+
+    Example:
+        >>> import omnivae
+        >>> model = omnivae.kl_autoencoder(in_channels=1, channels=(8, 8), num_res_blocks=1, num_groups=4, dim=3)
+        >>> x = torch.randn(1, 1, 16, 20, 24)
+        >>> tiled = omnivae.Tiled(model.eval(), memory="500 kB")
+        >>> posterior = tiled.encode(x)
+        >>> bool(torch.allclose(posterior.mean, model.encode(x).mean, atol=1e-5))
+        True
+        >>> tiled.decode(posterior).shape
+        torch.Size([1, 1, 16, 20, 24])
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        *,
+        memory: str | int = "4GB",
+        mode: Mode = "exact",
+        scratch: str | Path | None = None,
+        overlap: float = 0.25,
+        progress: Progress | None = None,
+    ) -> None:
+        check_model(vae)
+        if mode not in get_args(Mode):
+            raise ValueError(f"got mode={mode!r}; expected 'exact' or 'blended'")
+        if not 0 <= overlap <= 0.5:
+            raise ValueError(f"got overlap={overlap}; expected a share of a tile in [0, 0.5]")
+        self.vae = vae
+        self.memory = parse_bytes(memory)
+        self.mode: Mode = mode
+        self.scratch = None if scratch is None else Path(scratch)
+        if self.scratch is not None and not self.scratch.is_dir():
+            raise FileNotFoundError(f"got scratch={self.scratch}, which is no folder; make it first")
+        self.overlap = overlap
+        self.progress = progress
+        #: How far blended tiles disagreed in the last call; ``None`` after an exact one.
+        self.seams: SeamError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # What is not about tiles is the model's: value_range, latent_size, statistics, ...
+        if name.startswith("__") or name == "vae":
+            raise AttributeError(name)
+        return getattr(self.vae, name)
+
+    # -- the model's interface
+
+    @torch.no_grad()
+    def encode(self, x: Array, cond: Tensor | None = None) -> Any:
+        """Return q(z|x), as the model's own ``encode`` does.
+
+        Args:
+            x: images in the model's value range, ``[B, C, *S]``; a numpy array may be mapped from a file.
+            cond: condition, ``[B, E]``.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            ValueError: for a wrong shape, NaN, or a memory that no tile fits into.
+        """
+        vae = self.vae
+        check_input(vae, x.shape)
+        size = tuple(int(n) for n in x.shape[2:])
+        device, dtype = place_of(vae.encoder)
+        rows, errors = [], []
+        for b in range(x.shape[0]):
+            row = None if cond is None else cond[b : b + 1]
+            read = reader(x, b, size)
+            if self.mode == "exact":
+                schedule = self.encode_schedule(size, row)
+                made = execute(schedule, read, device=device, scratch=self.scratch, progress=self.progress)
+                assert made is not None
+            else:
+                latent = vae.latent_size(size)
+                made = torch.empty(1, vae.encoder.out_channels, *latent, dtype=dtype)
+                errors.append(self._blend_encode(read, made, row))
+            rows.append(made)
+        self.seams = merge(errors) if errors else None
+        features = torch.cat(rows) if len(rows) > 1 else rows[0]
+        return posterior_of(vae, features.to(device, dtype), size, cond)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        z: Any,
+        cond: Tensor | None = None,
+        *,
+        size: Sequence[int] | None = None,
+        out: Array | None = None,
+    ) -> Any:
+        """Return the mean of p(x|z), as the model's own ``decode`` does.
+
+        Args:
+            z: latents ``[B, C, *S]``, or a posterior, whose mode is decoded and whose image size is restored.
+            cond: condition, ``[B, E]``; for a posterior the one that it was encoded under by default.
+            size: spatial size to crop to; for a posterior the size of its image by default.
+            out: tensor or array ``[B, C, *S]`` to write into, such as a numpy memmap; then nothing holds the whole image.
+
+        Returns:
+            ``out``, or images ``[B, C, *S]``.
+
+        Raises:
+            ValueError: for a wrong shape, or a memory that no tile fits into.
+        """
+        vae = self.vae
+        if not isinstance(z, Tensor):
+            size = z.input_size if size is None else size
+            cond = getattr(z, "cond", None) if cond is None else cond
+            z = z.mode()
+        check_latent(vae, z)
+        size = self._decoded_size(z.shape[2:], size)
+        device, dtype = place_of(vae.decoder)
+        shape = (z.shape[0], image_channels(vae), *size)
+        wide = torch.promote_types(dtype, torch.float32)
+        budget = self.memory if out is not None else self._without_result(shape, wide)
+        images = make_out(vae, shape, wide, out)
+        if latent_scale(vae) != 1.0:
+            z = z / latent_scale(vae)
+        errors = []
+        for b in range(z.shape[0]):
+            row = None if cond is None else cond[b : b + 1]
+            read = reader(z, b, z.shape[2:])
+            if self.mode == "exact":
+                schedule = self.decode_schedule(z.shape[2:], row, memory=budget)
+                sink = writer(vae, images, b, size)
+                execute(schedule, read, device=device, sink=sink, scratch=self.scratch, progress=self.progress)
+            else:
+                errors.append(self._blend_decode(read, z.shape[2:], images[b : b + 1], row, budget))
+        self.seams = merge(errors) if errors else None
+        return images
+
+    # -- what will be done
+
+    def encode_schedule(self, size: Sequence[int], cond: Tensor | None = None) -> Schedule:
+        """Return how an image of ``size`` is encoded exactly.
+
+        Args:
+            size: spatial size.
+            cond: condition of one image, ``[1, E]``.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            ValueError: when the memory does not do, or the network cannot be computed in exact tiles.
+        """
+        padded = self.vae.padded_size(size)
+        encoder: Any = self.vae.encoder
+        source, output = record(encoder, (1, self.vae.in_channels, *padded), cond=cond)
+        return make_schedule(source, output, self.memory, keep_output=True)
+
+    def decode_schedule(
+        self, latent_size: Sequence[int], cond: Tensor | None = None, *, memory: int | None = None
+    ) -> Schedule:
+        """Return how a latent of ``latent_size`` is decoded exactly.
+
+        Args:
+            latent_size: spatial size of z.
+            cond: condition of one image, ``[1, E]``.
+            memory: bytes beside the result; all of them by default, as for a decoding into ``out``.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            ValueError: when the memory does not do, or the network cannot be computed in exact tiles.
+        """
+        decoder: Any = self.vae.decoder
+        source, output = record(decoder, (1, self.vae.latent_dim, *latent_size), cond=cond)
+        return make_schedule(source, output, memory or self.memory, keep_output=False)
+
+    # -- inside
+
+    def _blend_encode(self, read: Callable[[Region], Tensor], out: Tensor, cond: Tensor | None) -> SeamError:
+        network: Any = self.vae.encoder
+        device, dtype = place_of(network)
+        stride = strides(network, self.vae.dim)
+        budget = self.memory - 2 * out.numel() * out.element_size()
+        lengths = tile_length(network, self.vae.in_channels, out.shape[2:], stride, cond, budget)
+        tiles = [spans(n, length, self.overlap) for n, length in zip(out.shape[2:], lengths, strict=True)]
+
+        def run(region: Region) -> Tensor:
+            pixels = tuple((a * s, b * s) for (a, b), s in zip(region, stride, strict=True))
+            x = read(pixels).to(device, dtype)
+            return network(x) if cond is None else network(x, cond)
+
+        return blend(run, out, tiles, [1] * self.vae.dim, self._advance())
+
+    def _blend_decode(
+        self, read: Callable[[Region], Tensor], latent: Sequence[int], out: Array, cond: Tensor | None, budget: int
+    ) -> SeamError:
+        network: Any = self.vae.decoder
+        device, dtype = place_of(network)
+        lengths = tile_length(network, self.vae.latent_dim, latent, [1] * self.vae.dim, cond, budget)
+        tiles = [spans(n, length, self.overlap) for n, length in zip(latent, lengths, strict=True)]
+
+        def run(region: Region) -> Tensor:
+            z = read(region).to(device, dtype)
+            params = network(z) if cond is None else network(z, cond)
+            return self.vae.likelihood_head(params, batch_ndim=1).mean
+
+        return blend(run, out, tiles, strides(self.vae.encoder, self.vae.dim), self._advance())
+
+    def _advance(self) -> Callable[[float], None]:
+        begun = time.perf_counter()
+
+        def advance(fraction: float) -> None:
+            if self.progress is not None:
+                self.progress(TileProgress(fraction, time.perf_counter() - begun, 1, 1))
+
+        return advance
+
+    def _decoded_size(self, latent: Sequence[int], size: Sequence[int] | None) -> tuple[int, ...]:
+        whole = tuple(n * s for n, s in zip(latent, strides(self.vae.encoder, self.vae.dim), strict=True))
+        chosen = whole if size is None else tuple(int(n) for n in size)
+        if len(chosen) != len(whole) or any(not 1 <= n <= m for n, m in zip(chosen, whole, strict=True)):
+            raise ValueError(f"got size={chosen}; a latent of {tuple(latent)} decodes to at most {whole}")
+        return chosen
+
+    def _without_result(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        result = math.prod(shape) * dtype.itemsize
+        if result >= self.memory:
+            raise ValueError(
+                f"the images of shape {tuple(shape)} alone take {format_bytes(result)}; got memory={format_bytes(self.memory)}: "
+                "give more, or out=numpy.memmap(...) to write into"
+            )
+        return self.memory - result
