@@ -13,6 +13,7 @@ from omnivae.component import suggestion
 #: Command -> (module, one sentence).
 COMMANDS = {
     "inspect": ("omnivae.cli.inspect", "say what a data set holds and what would stop a run on it"),
+    "inspect-checkpoint": ("omnivae.cli.checkpoint", "say what foreign weights are, and prove that they load right"),
     "train": ("omnivae.cli.train", "train a model on images, or continue a run"),
     "evaluate": ("omnivae.cli.evaluate", "measure a model on images, with intervals"),
     "encode": ("omnivae.cli.encode", "write the latents of images into a store"),
@@ -34,6 +35,7 @@ COMMANDS = {
     "replay": ("omnivae.cli.replay", "compute a training step that went bad again, and say why it did"),
     "zoo": ("omnivae.cli.zoo", "list the recipes with purpose, equation and paper"),
     "bench-family": ("omnivae.cli.zoo", "train several recipes under one budget and compare them on one page"),
+    "phantoms": ("omnivae.cli.phantoms", "draw CT, MR and microscopy volumes with known truth, without a download"),
     "demo": ("omnivae.cli.demo", "train two small models on embedded data and write their reports"),
 }
 
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """Return the help of the program: its commands and the first two to try."""
-    rows = "\n".join(f"  {name:<12} {sentence}" for name, (_, sentence) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<18} {sentence}" for name, (_, sentence) in COMMANDS.items())
     return (
         "usage: omnivae COMMAND ...\n\nVariational autoencoders: train, evaluate and look at them.\n\n"
         f"commands:\n{rows}\n\n"

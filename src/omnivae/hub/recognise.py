@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def recognise(
     candidates = [_layout(layout)] if layout else sorted(Layout.known, key=lambda known: -known.similarity(names))
     reasons = []
     for known in candidates:
-        prefix = known.prefix(names)
+        prefix = known.prefix(names, demanded=layout is not None)
         if prefix is None:
             continue
         inside = {n.removeprefix(prefix): tuple(t.shape) for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
@@ -165,7 +166,7 @@ def _same_numbers(theirs: Sequence[int], ours: Sequence[int]) -> bool:
 def _layout(name: str) -> Layout:
     words = {known.name.lower(): known for known in Layout.known}
     key = name.lower()
-    fits = [known for full, known in words.items() if key == full or full.endswith(f" {key}")]
+    fits = [words[key]] if key in words else [known for full, known in words.items() if full.endswith(f" {key}")]
     if len(fits) != 1:
         raise ValueError(f"unknown layout {name!r}; expected one of {', '.join(known.name for known in Layout.known)}")
     return fits[0]
@@ -175,8 +176,6 @@ def _unknown(checkpoint: Checkpoint, candidates: Sequence[Layout], reasons: Sequ
     names = list(checkpoint.tensors)
     nearest = max(candidates, key=lambda known: known.similarity(names))
     share = nearest.similarity(names)
-    import re
-
     pattern = re.compile(rf"(?:^|\.)(?:{nearest.grammar})$")
     odd = [name for name in names if not pattern.search(name)]
     text = f"the weights in {checkpoint.path} ({len(names)} tensors, such as {', '.join(names[:3])}) are of no known layout; "

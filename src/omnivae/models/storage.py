@@ -179,7 +179,27 @@ def _card(model: Any) -> str:
         f"# {type(model).__name__}\n\n"
         f"A variational autoencoder with {model.num_parameters():,} parameters, written by omnivae.\n\n"
         f"Images have {model.in_channels} channel(s) and values in [{low:g}, {high:g}].\n\n"
+        f"{_history(model.statistics)}"
         '```python\nfrom omnivae import VAE\n\nmodel = VAE.from_pretrained("path/to/this/directory")\n'
         "posterior = model.encode(images)\nreconstruction = model.decode(posterior)\n```\n\n"
         f"## Configuration\n\n```json\n{config}\n```\n"
     )
+
+
+def _history(facts: dict[str, Any]) -> str:
+    """Return what the card says about weights that came from elsewhere, and about those that did not come."""
+    text = ""
+    origin = facts.get("origin")
+    if origin:
+        rows = [(key, origin[key]) for key in ("layout", "file", "sha256", "licence", "proof") if origin.get(key)]
+        rows += [(f"assumed {key}", value) for key, value in origin.get("assumed", {}).items()]
+        text += "## Origin of the weights\n\n" + "".join(f"- {key}: {value}\n" for key, value in rows) + "\n"
+    part = facts.get("loaded_in_part")
+    if part:
+        names = [*part["mismatched"], *part["missing"]]
+        text += (
+            f"## Loaded in part\n\n{part['loaded']} of {part['tensors']} tensors ({part['parameters_loaded']:,} of "
+            f"{part['parameters']:,} parameters) came from {Path(part['source']).name}; the others were random then: "
+            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}\n\n"
+        )
+    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,7 @@ class Layout:
     Attributes:
         name: of the layout.
         sentinel: pattern of a name that every file of the layout has.
+        related: pattern of a name of a layout whose weights can be renamed into this one, on demand only.
         grammar: pattern of all its names; the share that fits tells how near a file of another layout is.
         library: module that holds the original implementation.
         install: how to get it.
@@ -116,6 +117,7 @@ class Layout:
 
     name: str = ""
     sentinel: str = ""
+    related: str = ""
     grammar: str = ""
     library: str = ""
     install: str = ""
@@ -127,11 +129,16 @@ class Layout:
         if cls.name:
             Layout.known.append(cls())
 
-    def prefix(self, names: Sequence[str]) -> str | None:
+    def prefix(self, names: Sequence[str], *, demanded: bool = False) -> str | None:
         """Return what stands in front of the layout's names, ``None`` where its sentinel is not found."""
-        pattern = re.compile(rf"^(|.*\.)(?:{self.sentinel})$")
+        sentinel = f"{self.sentinel}|{self.related}" if demanded and self.related else self.sentinel
+        pattern = re.compile(rf"^(|.*\.)(?:{sentinel})$")
         found = sorted({m[1] for name in names if (m := pattern.match(name))}, key=len)
         return found[0] if found else None
+
+    def wrote(self, architecture: Architecture) -> bool:
+        """Return whether an architecture was read by this layout."""
+        return architecture.layout == self.name
 
     def similarity(self, names: Sequence[str]) -> float:
         """Return the share of names that follow the grammar, 0 to 1."""
@@ -217,9 +224,3 @@ def without_randomness(build: Callable[[], Any]) -> Any:
     """Return what a function builds, without moving the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         return build()
-
-
-def each(config: Config, key: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Config]]:
-    """Yield the configuration with one argument replaced, for each labelled value."""
-    for label, value in values.items():
-        yield label, config | {key: value}

@@ -130,7 +130,7 @@ def kl_architecture(
     unused: Mapping[str, str] | None = None,
 ) -> Architecture:
     """Return the architecture of one of the layouts of the KL autoencoder."""
-    made = {}
+    made: dict[str, str] = {}
     if "quant_conv.weight" not in shapes:
         made |= {"posterior.projection.weight": "identity", "posterior.projection.bias": "zeros"}
     if "post_quant_conv.weight" not in shapes:

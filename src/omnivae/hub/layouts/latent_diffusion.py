@@ -85,6 +85,9 @@ class LatentDiffusion(Layout):
         layout = "MedVAE" if medical else self.name
         return kl_architecture(layout, arguments, without_gap(names, arguments), shapes, stated, unused=unused)
 
+    def wrote(self, architecture: Architecture) -> bool:
+        return architecture.layout in (self.name, "MedVAE")
+
     def reference(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 

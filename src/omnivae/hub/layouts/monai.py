@@ -32,9 +32,9 @@ from omnivae.hub.layouts.base import (
 _OURS: Rules = [(r"^quant_conv_", "posterior.quant_conv_"), (r"^post_quant_conv\.", "decoder.post_quant_conv.")]
 #: MAISI wraps each convolution once more than AutoencoderKL, and calls what follows an up-sampling otherwise.
 _UNWRAPPED: Rules = [
+    (r"^((?:en|de)coder\.blocks\.\d+)\.conv\.conv\.(weight|bias)$", r"\1.conv.\2"),
     (r"^(decoder\.blocks\.\d+)\.conv\.conv\.conv\.", r"\1.postconv.conv."),
     (r"^(encoder\.blocks\.\d+)\.conv\.conv\.conv\.", r"\1.conv.conv."),
-    (r"^((?:en|de)coder\.blocks\.\d+)\.conv\.conv\.(weight|bias)$", r"\1.conv.\2"),
     (r"\.(conv1|conv2|nin_shortcut)\.conv\.conv\.", r".\1.conv."),
 ]
 #: Names of MONAI Generative, before its autoencoder moved into MONAI.
@@ -240,6 +240,7 @@ class MonaiKL(_MonaiLayout):
 
     name = "MONAI AutoencoderKL"
     sentinel = r"encoder\.blocks\.0\.conv\.weight"
+    related = r"encoder\.blocks\.0\.conv\.conv\.weight"
     grammar = _grammar("conv", r"conv\.conv|postconv\.conv|deconv")
 
     def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
@@ -247,7 +248,8 @@ class MonaiKL(_MonaiLayout):
         transposed = any(".deconv." in name for name in shapes)
         upsample = "transpose" if transposed else "nearest"
         words = "transposed convolution" if transposed else "nearest"
-        names = {name: translate(translate(name, _OLD), _OURS) for name in shapes}
+        wrapped = "encoder.blocks.0.conv.conv.weight" in shapes
+        names = {name: translate(translate(name, _UNWRAPPED if wrapped else _OLD), _OURS) for name in shapes}
         return Architecture(
             layout=self.name,
             arguments=arguments | {"use_convtranspose": transposed},
@@ -261,6 +263,9 @@ class MonaiKL(_MonaiLayout):
         import monai
         from monai.networks.nets import AutoencoderKL
 
+        if "encoder.blocks.0.conv.conv.weight" in tensors:  # renamed on demand: what they are of decides
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            return Maisi().reference(Maisi().read(shapes, architecture.arguments), tensors)
         module: Any = without_randomness(lambda: AutoencoderKL(**architecture.arguments))
         module = original(module, {translate(k, _OLD): v for k, v in tensors.items()})
         return Reference(f"monai {monai.__version__} AutoencoderKL", module, _encode(module), module.decode)
@@ -304,8 +309,9 @@ class Maisi(_MonaiLayout):
         self, a: dict[str, Any], config: Config, names: Mapping[str, str], words: str, modality: str | None
     ) -> tuple[Choice, ...]:
         plain = {name: translate(translate(name, _UNWRAPPED), _OURS) for name in names}
+        choices: tuple[Choice, ...] = ()
         if config["use_convtranspose"]:
-            flipped, choices = "trilinear (align_corners false)", ()
+            flipped = "trilinear (align_corners false)"
         else:
             flipped, choices = "transposed convolution", _choices(a, plain, "linear", words)
         transposed = Alternative(flipped, config | {"use_convtranspose": not config["use_convtranspose"]}, names)
