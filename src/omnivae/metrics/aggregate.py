@@ -216,6 +216,34 @@ def hole_share(rows: np.ndarray) -> float:
     return float(((rows[..., 1] < threshold).mean() - TAIL) / (1 - TAIL))
 
 
+def share_in_holes(mean: Tensor, logvar: Tensor, draws: Tensor, *, generator: torch.Generator) -> float:
+    """Return what :func:`prior_holes` does, of Gaussian posteriors that are at hand.
+
+    Args:
+        mean: of each image's posterior, ``[N, D]``, N >= 2.
+        logvar: likewise.
+        draws: from the prior, ``[M, D]``, M >= N; as many samples are drawn from the posteriors.
+        generator: of those, on the CPU.
+
+    Returns:
+        A share.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> draws = torch.randn(4000, 2, generator=generator)
+        >>> far = share_in_holes(torch.full((500, 2), 9.0), torch.zeros(500, 2), draws, generator=generator)
+        >>> same = share_in_holes(torch.zeros(500, 2), torch.zeros(500, 2), draws, generator=generator)
+        >>> far > 0.99, abs(same) < 0.05
+        (True, True)
+    """
+    mean, logvar, draws = mean.double(), logvar.double(), draws.double()
+    owner = torch.arange(len(draws)) % len(mean)
+    eps = torch.randn(draws.shape, generator=generator, dtype=torch.float64)
+    z = mean[owner] + (0.5 * logvar[owner]).exp() * eps
+    rest = [log_aggregate(points, mean, logvar, owner)[1] for points in (z, draws)]
+    return hole_share(torch.stack(rest, -1).numpy())
+
+
 def aggregate_samples(population: Population) -> Samples:
     """Draw from the aggregate posterior, each image's noise seeded by its key.
 

@@ -186,7 +186,7 @@ class RunLog(pl.Callback):
                 sums[name] = sums.get(name, 0.0) + value
         means = {name: value / count for name, value in sums.items()} if count else {}
         # Of all images together, not a mean over batches.
-        means |= pl_module.codes.figures("val")
+        means |= pl_module.codes.figures("val") | pl_module.holes.figures(pl_module.vae, trainer.global_step)
         self._validation, self._count = {}, 0
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
         if means:
