@@ -11,6 +11,8 @@ from omnivae.data.volumes.listing import VolumeEntry, list_volumes
 from omnivae.data.volumes.ome_zarr import OmeZarrImage, plate_positions
 from omnivae.data.volumes.ome_zarr_writing import write_ome_zarr, write_plate
 from omnivae.data.volumes.phantom_ct import ct_phantom, lesion_pair
+from omnivae.data.volumes.phantom_mr import mr_phantom
+from omnivae.data.volumes.phantom_plate import field_phantom, plate_phantom
 from omnivae.data.volumes.phantoms import LesionPair, Phantom
 from omnivae.data.volumes.reading import read_volume, volume_header, write_volume
 from omnivae.data.volumes.resampling import resample
@@ -43,11 +45,14 @@ __all__ = [
     "contract_pipeline",
     "ct_phantom",
     "dicom_header",
+    "field_phantom",
     "find_series",
     "from_stored",
     "guess_unit",
     "lesion_pair",
     "list_volumes",
+    "mr_phantom",
+    "plate_phantom",
     "plate_positions",
     "read_dicom",
     "read_volume",
