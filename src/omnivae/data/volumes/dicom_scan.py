@@ -16,7 +16,7 @@ from typing import Any
 from omnivae.data.volumes.dicom_files import Item, Progress, list_items, quietly
 from omnivae.data.volumes.values import need
 
-#: Compressed files begin with these groups where the 128 bytes of preamble are missing: meta data, or the data set itself.
+#: Files begin with these groups where the 128 bytes of preamble are missing: meta data, or the data set itself.
 _BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _SUFFIXES = {".dcm", ".dicom", ".ima"}
 #: Storage classes whose images lie somewhere in a patient, and their modality.

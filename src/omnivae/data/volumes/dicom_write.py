@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from omnivae.data.volumes.dicom import choose_series
-from omnivae.data.volumes.dicom_files import Progress
+from omnivae.data.volumes.dicom_files import Progress, quietly
 from omnivae.data.volumes.dicom_series import SeriesInfo
 from omnivae.data.volumes.values import need
 from omnivae.files import CannotWrite
@@ -94,7 +94,8 @@ def write_dicom(
     plane, positions = _geometry(volume)
     stored = _to_stored(volume)
     source = None if like is None else like if isinstance(like, SeriesInfo) else choose_series(like)
-    template = _template(volume, modality, description, source, stored, keep=keep_identifiers)
+    with quietly():
+        template = _template(volume, modality, description, source, stored, keep=keep_identifiers)
     references = _references(source, len(positions)) if source is not None and keep_identifiers else None
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     names = [f"slice-{k + 1:0{max(4, len(str(len(positions))))}d}.dcm" for k in range(len(positions))]
@@ -290,7 +291,7 @@ def _template(
 def _header(source: SeriesInfo) -> Any:
     import pydicom
 
-    with source.frames[0].item.open() as file:
+    with quietly(), source.frames[0].item.open() as file:
         return pydicom.dcmread(file, stop_before_pixels=True, force=True)
 
 
@@ -303,7 +304,7 @@ def _references(source: SeriesInfo, slices: int) -> list[tuple[str, str]] | None
         return None
     found = []
     for i in order:
-        with source.frames[i].item.open() as file:
+        with quietly(), source.frames[i].item.open() as file:
             header = pydicom.dcmread(
                 file, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"], force=True
             )
