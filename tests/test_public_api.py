@@ -236,6 +236,7 @@ OPTIONS = {
         batch_size channels images latent_dim learning_rate metrics num_samples_nll output recipes seeds steps
         {" ".join(option for option in TRAIN if option.startswith("data.") and option != "data.path")}
     """,
+    "phantoms": "count format kind lesions output seed size spacing",
     "demo": "output steps",
 }
 
@@ -261,6 +262,7 @@ POSITIONALS = {
     "replay": "record",
     "zoo": "recipes",
     "bench-family": "data_path",
+    "phantoms": "",
     "demo": "",
 }
 
