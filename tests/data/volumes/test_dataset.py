@@ -272,8 +272,8 @@ def test_volumes_are_decoded_once(scans: Path, cache: Path) -> None:
 def test_without_a_cache_the_same_patches_come(scans: Path, cache: Path) -> None:
     cached = load_data(config(scans)).train
     plain = load_data(
-        DataConfig(str(scans), cache=False, volume={"unit": "HU", "patch_size": 8, "patches_per_volume": 4})
-    ).train  # type: ignore[arg-type]
+        DataConfig(str(scans), cache=False, volume=VolumeConfig(unit="HU", patch_size=8, patches_per_volume=4))
+    ).train
     none = load_data(config(scans, cache_gb=0)).train
     for i in (0, 7, 3, 11):
         assert torch.equal(cached[i]["x"], plain[i]["x"])

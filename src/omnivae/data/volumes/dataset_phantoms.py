@@ -18,8 +18,8 @@ def phantom_entries(name: str) -> list[Entry]:
     """Return the volumes of an embedded data set; number ``i`` is the phantom of seed ``i``.
 
     Args:
-        name: "ct_phantoms" (64 x 64 x 64 voxels of 6 mm, HU), "mr_phantoms" (the same bodies, MR-like) or "plate_phantoms"
-            (fields of view of two channels, 16 x 128 x 128).
+        name: "ct_phantoms" (chests of 64 x 64 x 64 voxels of 6 mm, in HU), "mr_phantoms" (heads of 64 x 64 x 64 voxels of 3.6 mm)
+            or "plate_phantoms" (fields of view of 15 x 128 x 128 voxels with the channels Phase3D and Nuclei).
     """
     return [
         Entry(
@@ -39,11 +39,17 @@ def draw_phantom(name: str, number: int) -> Volume:
         name: of the data set.
         number: of the volume.
     """
-    from omnivae.data import volumes
-
     if name == "ct_phantoms":
-        return volumes.ct_phantom(number, size=(64, 64, 64), spacing=(6.0, 6.0, 6.0)).volume
-    raise ValueError(f"unknown phantoms {name!r}")
+        from omnivae.data.volumes.phantom_ct import ct_phantom
+
+        return ct_phantom(number, size=(64, 64, 64), spacing=(6.0, 6.0, 6.0)).volume
+    if name == "mr_phantoms":
+        from omnivae.data.volumes.phantom_mr import mr_phantom
+
+        return mr_phantom(number, size=(64, 64, 64), spacing=(3.6, 3.6, 3.6)).volume
+    from omnivae.data.volumes.phantom_plate import field_phantom
+
+    return field_phantom(number, size=(15, 128, 128)).volume
 
 
 def _fingerprint(name: str, number: int) -> str:
