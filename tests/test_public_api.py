@@ -35,7 +35,7 @@ NAMES = words("""
 
 TRAIN = words("""
     accept_changes checkpoint
-    config data.binarize data.channels data.flip data.format data.image_size data.limit data.num_workers data.path
+    config data.binarize data.channels data.flip data.format data.image_size data.limit data.clips data.frame_stride data.num_frames data.num_workers data.path
     data.tokens data.lowercase data.max_length data.min_count data.max_vocabulary data.text_column
     data.random_crop data.cond data.labels_per_class data.labelled_share
     data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
@@ -218,7 +218,10 @@ OPTIONS = {
         num_samples_nll precision resolution seed world
     """,
     "compare": "bootstrap common flips json metrics png seed",
-    "reconstruct": "cond on_error output precision to",
+    "reconstruct": """
+        cond format keep_identifiers labels measure memory mode on_error on_gaps output percentiles precision report series time to
+        unit window
+    """,
     "transfer": "data.path n output precision to",
     "sample": "cond levels n output precision seed size temperature top_k",
     "interpolate": "cond mode output precision steps to",

@@ -26,6 +26,7 @@ Format = Literal[
     "moving_sprites",
     "text",
     "volumes",
+    "video",
 ]
 OnError = Literal["stop", "skip"]
 Verify = Literal["auto", "full", "headers"]
@@ -99,6 +100,11 @@ class DataConfig:
         min_count: times that a word or character must occur in the training sentences; rarer ones become ``<unk>``.
         max_vocabulary: words or characters at most, the most frequent ones.
         text_column: column of a CSV or TSV table that holds sentences; makes the table a corpus.
+        num_frames: frames of a clip of a video file (mp4, mov, avi, mkv, webm; GIF with ``data.format`` video); by default whole
+            videos, which must then agree in length.
+        frame_stride: a clip has every so many frames of its file.
+        clips: "windows" cuts a file into clips side by side, the last one moved back to end with the file; "one" takes the
+            middle of each file. Clips of one file are in one split.
         volume: how volumes are oriented, windowed and cut into patches.
 
     Raises:
@@ -142,6 +148,9 @@ class DataConfig:
     min_count: int = 2
     max_vocabulary: int = 20_000
     text_column: str | None = None
+    num_frames: int | None = None
+    frame_stride: int = 1
+    clips: Literal["windows", "one"] = "windows"
     volume: VolumeConfig = field(default_factory=VolumeConfig)
 
     def __post_init__(self) -> None:
@@ -162,6 +171,9 @@ class DataConfig:
             object.__setattr__(self, "cond", tuple(self.cond))
         if len(set(self.conditions)) < len(self.conditions) or not all(self.conditions):
             raise ValueError(f"got data.cond={self.cond}; expected different names, such as label or [smiling, age]")
+        _choice("clips", self.clips, ("windows", "one"))
+        _at_least("num_frames", self.num_frames, 1)
+        _at_least("frame_stride", self.frame_stride, 1)
         _at_least("labels_per_class", self.labels_per_class, 1)
         if not 0 < self.labelled_share <= 1:
             raise ValueError(f"got data.labelled_share={self.labelled_share}; expected a share above 0, at most 1")

@@ -54,7 +54,7 @@ def read_folder(
         raise ValueError(_nothing_found(path, files))
 
     options = options or ReadOptions()
-    members = _split_members(root, paths)
+    members = split_members(root, paths)
     used = sorted(i for part in members.values() for i in part)
     if len(used) < len(paths):
         unused = next(paths[i] for i in sorted(set(range(len(paths))) - set(used)))
@@ -139,7 +139,19 @@ def _only_train(paths: list[str]) -> bool:
     return all(SPLIT_WORDS.get(path.partition("/")[0].lower()) == "train" for path in paths)
 
 
-def _split_members(root: Path, paths: list[str]) -> dict[Split, list[int]]:
+def split_members(root: Path, paths: list[str]) -> dict[Split, list[int]]:
+    """Return which files are in which split folder; all are "train" where there are none.
+
+    Args:
+        root: of the paths.
+        paths: relative, with forward slashes.
+
+    Returns:
+        Split to numbers of paths.
+
+    Raises:
+        ValueError: for two folders of one split, or none for training.
+    """
     members: dict[Split, list[int]] = {}
     folders: dict[Split, str] = {}
     for i, path in enumerate(paths):

@@ -20,6 +20,7 @@ from omnivae.data.images import SUFFIXES
 from omnivae.data.shards import is_shards
 from omnivae.data.sources import Found
 from omnivae.data.tables import is_table, read_tables
+from omnivae.data.video import is_videos, read_videos
 from omnivae.data.volumes.recognising import is_volumes
 from omnivae.data.webdataset import read_shards
 
@@ -57,6 +58,7 @@ READERS: dict[str, Reader] = {
     "huggingface": Reader(is_saved, lambda path, config: read_huggingface(config)),
     "webdataset": Reader(_packed(is_shards), lambda path, config: read_shards(str(path), config)),
     "volumes": Reader(_packed(is_volumes), _read_volumes),
+    "video": Reader(_packed(is_videos), read_videos),
     "table": Reader(_packed(is_table), read_tables),
     "folder": Reader(
         lambda path: True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from omnivae.data.embedded import DEFAULT_PHOTO_SIZE
 from omnivae.data.formats import find, holds_volumes
 from omnivae.data.header import ALPHA, ReadOptions
 from omnivae.data.sources import SPLITS, Found, ImageSource, PhotoCropSource, Split, WorldSource
+from omnivae.data.video import VideoSource
 from omnivae.data.volume_config import VolumeConfig
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,11 @@ def load_data(
     side = config.image_size or (
         config.resolutions[0] if config.resolutions else DEFAULT_PHOTO_SIZE if photos else None
     )
-    if source.sizes.shape[1] > 2:
+    if isinstance(source, VideoSource):
+        # Its frames come in the size and the channels that were asked for.
+        _refuse_for_videos(source, replace(config, image_size=None, channels=None))
+        side = None
+    elif source.sizes.shape[1] > 2:
         _refuse_for_videos(source, config)
     size = (side, side) if side is not None else _common_size(source)
 
@@ -252,6 +257,8 @@ def split_images(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
     """
     source = found.source
     order: dict[Split, np.ndarray]
+    if isinstance(source, VideoSource):
+        return _split_clips(source, found, config)
     if isinstance(source, WorldSource):
         # Hashing three quarters of a million names would take longer than many a training.
         order = {"train": np.random.default_rng(config.split_seed).permutation(len(source))}
@@ -263,6 +270,29 @@ def split_images(found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
     missing = {name: fraction for name, fraction in fractions.items() if name not in order}
     parts = order | _carve(order["train"], missing)
     return {name: _as_stored(source, parts[name][: config.limit], config.split_seed) for name in SPLITS}
+
+
+def _split_clips(source: VideoSource, found: Found, config: DataConfig) -> dict[Split, np.ndarray]:
+    """Return the clips of each split: those of one file stay together, and of one or two files those side by side do."""
+    of_clip = source.file_of_clip
+    fractions: dict[Split, float] = {"val": config.val_fraction, "test": config.test_fraction}
+    missing = {name: fraction for name, fraction in fractions.items() if name not in found.splits}
+    if not missing or len(np.unique(of_clip[found.splits["train"]])) <= 2:
+        parts = found.splits | _carve(found.splits["train"], missing)
+    else:
+        order = {
+            name: _by_hash(source, _first_of_each(of_clip, part), config.split_seed)
+            for name, part in found.splits.items()
+        }
+        files = order | _carve(order["train"], missing)
+        parts = {name: np.flatnonzero(np.isin(of_clip, of_clip[part])) for name, part in files.items()}
+    mixed = {name: _by_hash(source, part, config.split_seed) for name, part in parts.items()}
+    return {name: mixed[name][: config.limit] for name in SPLITS}
+
+
+def _first_of_each(groups: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Return the first member of each group."""
+    return part[np.unique(groups[part], return_index=True)[1]]
 
 
 def _as_stored(source: ImageSource, part: np.ndarray, seed: int) -> np.ndarray:

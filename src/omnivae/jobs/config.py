@@ -11,6 +11,7 @@ from typing import Any
 
 from omnivae.component import suggestion
 from omnivae.data import DataConfig
+from omnivae.jobs.video_form import from_video_form, is_video_form
 from omnivae.losses import Loss, loss_classes
 from omnivae.training import TrainingConfig
 
@@ -148,6 +149,8 @@ def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: for an unknown section, or one that is not a mapping.
     """
+    if is_video_form(values):
+        values = from_video_form(values)
     for name, section in values.items():
         if name not in SECTIONS:
             raise ValueError(f"unknown section {name!r}{suggestion(name, SECTIONS)}; expected {', '.join(SECTIONS)}")

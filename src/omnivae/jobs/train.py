@@ -47,7 +47,7 @@ PREPARATION = (
     "volume",
 )
 #: Recipes whose models have three spatial axes without being told.
-VOLUME_RECIPES = ("maisi_vae", "beta_vae_25d", "beta_vae_monai")
+VOLUME_RECIPES = ("maisi_vae", "beta_vae_25d", "beta_vae_monai", "video_vae")
 CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
 REPORT_METRICS = (
