@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def write_itk(volume: Volume, path: Path, *, clip: bool = False) -> Path:
     if volume.shear > 1e-3:
         raise ValueError(
             f"got axes sheared by {volume.shear:.3g} degrees; {path.suffix} holds axes at right angles only: write .nii.gz, "
-            "which keeps the shear, or resample with Deshear first"
+            "which keeps the shear, or resample with Resample(deshear=True)"
         )
     raw, stored = to_stored(volume, clip=clip)
     if stored.slope != 1 or stored.intercept != 0:  # which these formats cannot say: write values
@@ -132,6 +133,8 @@ def write_itk(volume: Volume, path: Path, *, clip: bool = False) -> Path:
         named = beside.with_name(beside.name + path.suffix.lower())
         try:
             sitk.WriteImage(image, str(named), useCompression=True)
+            if path.suffix.lower() == ".nrrd":
+                _set_directions(named, volume.affine)
             named.replace(beside)
         except RuntimeError as error:
             raise OSError(_reason(error)) from error
@@ -180,6 +183,8 @@ def _header(reader: Any, path: Path) -> VolumeHeader:
     affine = np.eye(4)
     affine[:3, :3] = _TO_RAS[:, None] * direction * spacing
     affine[:3, 3] = _TO_RAS * origin
+    if SUFFIXES[path.suffix.lower()] == "nrrd":
+        affine = _exact(affine, path)
     i, j, k = (*shape[:3], 1)[:3]
     channels = reader.GetNumberOfComponents()
     problems = ("one slice: its thickness is unknown and read as 1 mm",) if dimension == 2 else ()
@@ -192,6 +197,35 @@ def _header(reader: Any, path: Path) -> VolumeHeader:
         source=str(path),
         problems=problems,
     )
+
+
+def _exact(affine: np.ndarray, path: Path) -> np.ndarray:
+    """Return an NRRD file's affine as its header writes it: ITK splits the steps into lengths and directions, and rounds."""
+    steps = [[float(n) for n in step.split(b",")] for step in re.findall(rb"\(([^()]*)\)", _directions(path))]
+    if len(steps) == 3 and all(len(step) == 3 for step in steps):
+        for signs in (_TO_RAS, np.ones(3)):  # spaces that are LPS, and RAS
+            written = affine.copy()
+            written[:3, :3] = signs[:, None] * np.array(steps).T
+            if np.allclose(written, affine, rtol=1e-9, atol=1e-12):
+                return written
+    return affine
+
+
+def _set_directions(path: Path, affine: np.ndarray) -> None:
+    """Write the steps of an affine into an NRRD header to the last bit."""
+    steps = (_TO_RAS[:, None] * affine[:3, :3]).T
+    text = " ".join("(" + ",".join(repr(float(n)) for n in step) + ")" for step in steps).encode()
+    old, content = _directions(path), path.read_bytes()
+    new = re.sub(rb"\([^()]*\)(?: \([^()]*\)){2}", text, old)
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def _directions(path: Path) -> bytes:
+    """Return the line of an NRRD header that holds the steps along its axes; empty where there is none."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16).split(b"\n\n", 1)[0]
+    found = re.search(rb"^space directions:[^\n]*", head, re.MULTILINE)
+    return found[0] if found else b""
 
 
 def _reason(error: Exception) -> str:
