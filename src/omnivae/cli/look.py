@@ -8,6 +8,7 @@ from typing import Literal
 import jsonargparse
 
 from omnivae.cli.parsing import make_parser, parse
+from omnivae.cli.volumes import add_volume_options, refuse_volumes, run_on_volumes
 
 #: What a user may say to a conditional model.
 CONDITION = "for conditional models: a class, or name=value separated by commas"
@@ -26,17 +27,20 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of ``omnivae reconstruct``."""
     parser = make_parser(
         "reconstruct",
-        "Encode and decode image files: same names, sizes, bit depths and colour modes out as in.",
-        "omnivae reconstruct runs/photos a.jpg scans/ --output decoded/",
+        "Encode and decode images (same names, sizes, bit depths and colour modes out as in) or volumes (same affine, voxel size, "
+        "unit and type; with a model of volumes).",
+        "omnivae reconstruct runs/photos a.jpg scans/ --output decoded/; omnivae reconstruct runs/ct series/ -o out/",
     )
     parser.add_argument("model", type=str, help="a model directory or a run")
     parser.add_argument(
         "files",
         type=str,
         nargs="+",
-        help="image files, or folders of them; for a model of text sentences, or text files",
+        help="image files, or folders of them; for a model of volumes DICOM, NIfTI, NRRD, MHA, OME-Zarr, or folders of them; "
+        "for a model of text sentences, or text files",
     )
     parser.add_argument(
+        "-o",
         "--output",
         type=str | None,
         default=None,
@@ -51,11 +55,13 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--cond", type=str | None, default=None, help=f"what the images are, {CONDITION}")
     parser.add_argument("--to", type=str | None, default=None, help="what they are decoded as instead")
     _add_precision(parser)
+    add_volume_options(parser)
     return parser
 
 
 def reconstruct(argv: Sequence[str]) -> int:
     """Run the command."""
+    from omnivae.jobs.evaluate import load
     from omnivae.jobs.reconstruct import reconstruct_files
     from omnivae.jobs.text import is_text_model, reconstruct_sentences
 
@@ -65,8 +71,13 @@ def reconstruct(argv: Sequence[str]) -> int:
         return _say([again for _, again in pairs], given.output, [f"{text}\n    -> {again}" for text, again in pairs])
     if given.output is None:
         raise ValueError("say where the reconstructions go: --output DIRECTORY")
+    loaded = load(given.model, given.precision)
+    if loaded.dim == 3:
+        del loaded
+        return run_on_volumes(given)
+    refuse_volumes(given, reconstruct_parser())
     written = reconstruct_files(
-        given.model,
+        loaded,
         given.files,
         given.output,
         on_error=given.on_error,

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int, enabled: bool = True, items: str = "images") -> Iterator[Callable[[int], None]]:
     """Show how far a job is.
 
     Args:
         what: is done, such as "encoding".
         total: number of images.
         enabled: whether to show anything.
+        items: what is counted.
 
     Yields:
         A function to call with the number of images done since the last call.
@@ -40,6 +41,6 @@ def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[Callab
         def advance(count: int) -> None:
             bar.advance(task, count)
             speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:,.1f} images/s" if speed else "")
+            bar.update(task, rate=f"{speed:,.1f} {items}/s" if speed else "")
 
         yield advance

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def reconstruct_files(
-    model: str | Path,
+    model: str | Path | VAE,
     files: Sequence[str | Path],
     output: str | Path,
     *,
@@ -46,7 +46,7 @@ def reconstruct_files(
     cannot hold says :func:`omnivae.data.encoding.encode_like`.
 
     Args:
-        model: a model directory or a run.
+        model: a model directory, a run, or a loaded model.
         files: images, or folders, of which every image is taken and the paths inside are kept.
         output: directory to write to.
         on_error: "stop" at files that cannot be read or written, or "skip" them with a warning.
@@ -64,7 +64,7 @@ def reconstruct_files(
         ValueError: when a result would overwrite an original or another result, or a file is not usable.
     """
     sources = list_files(files, Path(output))
-    loaded = load(model, precision)
+    loaded = model if isinstance(model, VAE) else load(model, precision)
     own = None if cond is None and isinstance(loaded, SemiSupervisedVAE) else told(loaded, cond)
     other = own if to is None else told(loaded, to, "--to")
     options = reading_options(loaded)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from omnivae.data.volumes.dicom_series import find_series
 from omnivae.data.volumes.listing import VolumeEntry, list_volumes
+from omnivae.data.volumes.recognising import is_dicom
 from omnivae.volume import Unit, Volume
 
 OnGaps = Literal["error", "resample"]
@@ -51,6 +52,8 @@ def find_entries(path: str | Path) -> tuple[list[VolumeEntry], list[Any]]:
         entries = list_volumes(root)
     except ValueError:
         aside = _series(root)
+        if not any(s.frames for s in aside) and not (root.is_dir() or is_dicom(root)):
+            raise
         if not aside:
             raise
         return [], aside

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from omnivae.metrics.volume import WINDOWS
 from omnivae.report import page
 
 if TYPE_CHECKING:
     from omnivae.jobs.volumes_inspect import VolumeFacts, VolumeInspection
+    from omnivae.jobs.volumes_reconstruct import VolumeResult
 
 
 def inspection_page(found: VolumeInspection) -> str:
@@ -43,6 +46,76 @@ def inspection_page(found: VolumeInspection) -> str:
     lead = f"{found.path}: {usable} of {len(found.volumes)} can be used"
     return page.page(
         "Volumes", lead, sections, f"Written by omnivae {version('omnivae')}. This file is self-contained."
+    )
+
+
+def reconstruction_page(
+    results: Sequence[VolumeResult], pictures: Mapping[str, Sequence[tuple[str, bytes]]], contract: Mapping[str, Any]
+) -> str:
+    """Return the page of reconstructed volumes.
+
+    Args:
+        results: what became of each.
+        pictures: name of a volume to titles and PNG bytes.
+        contract: of the model's intensities.
+
+    Returns:
+        HTML, self-contained.
+    """
+    sections = []
+    names = [name for name in results[0].metrics if not name.startswith("share_")]
+    if names:
+        rows = [(r.name, *(_number(name, r.metrics.get(name)) for name in names)) for r in results]
+        columns = ("volume", *(name.replace("_", " ") for name in names))
+        sections.append(
+            page.section("Errors", _formulas(names), page.table(columns, rows, [""] + ["number"] * len(names)))
+        )
+    for result in results:
+        facts = [
+            ("size", size_text(result.shape)),
+            ("voxel", " x ".join(f"{s:.6g}" for s in result.spacing)),
+            ("axes point to", result.orientation),
+            ("stored as", result.dtype),
+            ("clipped", result.clipped),
+            (
+                "resampled",
+                "to the model's voxel size and back, which loses detail of its own" if result.resampled else "no",
+            ),
+            ("encoded and decoded in", f"{result.seconds:.1f} s"),
+            *(("note", note) for note in result.notes),
+        ]
+        content = [page.facts([(name, text) for name, text in facts if text])]
+        if result.structures:
+            rows = [
+                (name, f"{e['voxels']:,}", f"{e['mae']:.2f}", f"{e['bias']:+.2f}", f"{e['rmse']:.2f}")
+                for name, e in result.structures.items()
+            ]
+            columns = ("structure", "voxels", "mean absolute error", "mean error", "root mean square")
+            content.append(page.table(columns, rows, ["", *["number"] * 4]))
+        for title, png in pictures.get(result.name, ()):
+            content += [f"<p><b>{escape(title)}</b></p>", page.picture(png, f"{result.name}, {title}", scale=2 / 3)]
+        sections.append(page.section(result.name, "", *content))
+    said = ", ".join(f"{name} {value}" for name, value in contract.items())
+    lead = f"{len(results)} volume{'s' * (len(results) > 1)} encoded and decoded; the model's intensities: {said}"
+    footer = f"Written by omnivae {version('omnivae')}. This file is self-contained. Reconstructions are no images of a patient."
+    return page.page("Reconstructed volumes", lead, sections, footer)
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if name.startswith("ssim") else f"{value:.2f}"
+
+
+def _formulas(names: Sequence[str]) -> str:
+    if not any(name.endswith("_lung") for name in names):
+        return "PSNR in dB and SSIM in the range that the model sees of the volume; MAE in its own unit."
+    windows = ", ".join(f"{name.replace('_', ' ')} {window}" for name, window in WINDOWS.items())
+    return (
+        "Against the original on its own grid, values outside the model's window included. "
+        f"Windows (level/width in HU): {windows}. "
+        "PSNR = 10 log10(width² / MSE) in dB and SSIM with both volumes clipped to the window; MAE in HU of the voxels whose "
+        "original lies in it, and mae hu of all."
     )
 
 

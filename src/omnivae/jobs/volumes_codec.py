@@ -1,0 +1,188 @@
+"""A volume through a model and back: into the model's intensities and orientation, encoded, decoded, and home to its own grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnivae.data.volumes.windows import contract_pipeline
+from omnivae.models import VAE
+from omnivae.volume import Unit, Volume
+
+Mode = Literal["exact", "blended"]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A volume and what a model made of it.
+
+    Attributes:
+        original: as it was read.
+        reconstruction: on the same grid, in the same unit and type.
+        below: voxels below the model's window, which came back as its lower end.
+        above: voxels above it.
+        resampled: whether voxels were interpolated on the way there and back.
+        window: lowest and highest value that the model sees of this volume; of the first channel where they differ.
+        notes: what a reader must know.
+    """
+
+    original: Volume
+    reconstruction: Volume
+    below: int
+    above: int
+    resampled: bool
+    window: tuple[float, float]
+    notes: tuple[str, ...] = ()
+
+
+class VolumeCodec:
+    """Reconstructs volumes with a model, in the contract that the model was trained with.
+
+    Args:
+        model: a VAE with three spatial axes.
+        intensity: the contract of a model that has none of its own, as ``statistics["intensity"]`` would hold it.
+        memory: what encoding and decoding may add to the memory, such as "4GB"; ``None`` computes the volume whole.
+        mode: of the tiles: "exact", or "blended".
+
+    Raises:
+        ValueError: for a model of another number of axes, without a contract, or with two.
+    """
+
+    def __init__(
+        self, model: VAE, *, intensity: Mapping[str, Any] | None = None, memory: str | None = None, mode: Mode = "exact"
+    ) -> None:
+        if model.dim != 3:
+            raise ValueError(
+                f"this model takes images of {model.dim} axes, and volumes have three: use a model of volumes (MaisiVAE, "
+                "BetaVae25D, conv_vae with dim 3)"
+            )
+        if model.cond_dim is not None:
+            raise ValueError("this model takes a condition, which volumes do not have: use one without")
+        own = model.statistics.get("intensity")
+        if own is not None and intensity is not None:
+            raise ValueError(
+                f"this model has an intensity contract of its own ({_said(own)}): leave out the window and the percentiles"
+            )
+        contract = own if own is not None else intensity
+        if contract is None:
+            raise ValueError(
+                "this model does not say which values it takes: give the window of its training in HU (--window -1000 1000), or "
+                "percentiles (--percentiles 0 99.5)"
+            )
+        self.model = model
+        self.contract: dict[str, Any] = {"range": list(model.value_range), **contract}
+        self.pipeline = contract_pipeline(self.contract)
+        self.memory, self.mode = memory, mode
+
+    @property
+    def unit(self) -> Unit:
+        """Of the values that the model was trained on."""
+        return "HU" if self.contract.get("unit") == "HU" else "arbitrary"
+
+    def __call__(self, volume: Volume, *, progress: Callable[[float], None] | None = None) -> Rebuilt:
+        """Encode and decode a volume.
+
+        Args:
+            volume: in the unit of the contract.
+            progress: of tiles; is called with the share done, from 0 to 2 (encoded, decoded).
+
+        Returns:
+            The volume, and what came back on its own grid.
+
+        Raises:
+            ValueError: for another unit, number of channels or a size that the model does not take.
+            MemoryError: when it does not fit.
+        """
+        name = volume.source and "the volume"
+        if self.unit == "HU" and volume.unit != "HU":
+            raise ValueError(
+                "this model takes Hounsfield units, and the values are of an arbitrary unit: give a CT, or its DICOM series"
+            )
+        if len(volume.array) != self.model.in_channels:
+            raise ValueError(
+                f"{name or 'it'} has {len(volume.array)} channels and the model takes {self.model.in_channels}"
+            )
+        applied = self.pipeline(volume)
+        seen = applied.volume.array
+        low, high = self.model.value_range
+        if float(seen.min()) < low - 1e-4 or float(seen.max()) > high + 1e-4:
+            # A contract that does not clip (MAISI's of MR): the model saw such values in training.
+            low, high = min(low, float(seen.min())), max(high, float(seen.max()))
+        decoded = self._run(np.ascontiguousarray(seen, dtype=np.float32), progress)
+        np.clip(decoded, low, high, out=decoded)
+        back = applied.inverse(decoded)
+        window = applied.facts.get("window", list(self.model.value_range))
+        first = [float(np.asarray(end).reshape(-1)[0]) for end in window]
+        below, above = _outside(volume.array, window)
+        array, lost = _as_stored(back.array, volume.array.dtype)
+        notes = [f"{lost:,} values beyond {volume.array.dtype} became its ends"] if lost else []
+        return Rebuilt(
+            original=volume,
+            reconstruction=volume.with_array(array),
+            below=below,
+            above=above,
+            resampled=bool(applied.facts.get("resampled", False)),
+            window=(first[0], first[1]),
+            notes=tuple(notes),
+        )
+
+    @torch.no_grad()
+    def _run(self, array: np.ndarray, progress: Callable[[float], None] | None) -> np.ndarray:
+        x = torch.from_numpy(array)[None]
+        if self.memory is not None:
+            from omnivae.models.tiled.wrapper import Tiled
+
+            stage = 0.0
+
+            def tell(tiles: Any) -> None:
+                if progress is not None:
+                    progress(stage + float(tiles.fraction))
+
+            tiled = Tiled(self.model, memory=self.memory, mode=self.mode, progress=tell)
+            posterior = tiled.encode(x)
+            stage = 1.0
+            return np.asarray(tiled.decode(posterior)[0].float().cpu().numpy())
+        try:
+            device = next(self.model.parameters()).device
+            decoded: Tensor = self.model.decode(self.model.encode(x.to(device)))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            size = " x ".join(str(n) for n in array.shape[1:])
+            raise MemoryError(
+                f"a volume of {size} does not fit into memory whole: give a budget, as in --memory 4GB; `omnivae plan` says which"
+            ) from error
+        return decoded[0].float().cpu().numpy()
+
+
+def _said(contract: Mapping[str, Any]) -> str:
+    numbers = contract.get("window") or contract.get("percentiles")
+    return f"{'window' if 'window' in contract else 'percentiles'} {numbers}, unit {contract.get('unit', 'arbitrary')}"
+
+
+def _outside(array: np.ndarray, window: Any) -> tuple[int, int]:
+    """Count the voxels below and above a window, or those of each channel."""
+    low, high = (np.asarray(end, dtype=np.float64).reshape(-1, 1, 1, 1) for end in window)
+    return int(np.count_nonzero(array < low)), int(np.count_nonzero(array > high))
+
+
+def _as_stored(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """Return values in a type, rounded for integers, and how many did not fit."""
+    if dtype.kind not in "iu":
+        return array.astype(dtype, copy=False), 0
+    limits = np.iinfo(dtype)
+    out = np.empty(array.shape, dtype)
+    lost = 0
+    step = max(1, 2**22 // max(1, math.prod(array.shape[:-1])))
+    for start in range(0, array.shape[-1], step):
+        part = (..., slice(start, start + step))
+        values = np.rint(array[part].astype(np.float64))
+        lost += int(np.count_nonzero((values < limits.min) | (values > limits.max)))
+        out[part] = values.clip(limits.min, limits.max).astype(dtype)
+    return out, lost
