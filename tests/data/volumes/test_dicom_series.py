@@ -155,6 +155,31 @@ def test_files_that_should_be_dicom_and_cannot_be_read_are_named(tmp_path):
         read_dicom(tmp_path)
     info = find_series(tmp_path)[-1]
     assert (info.kind, len(info.files)) == ("unreadable", 2)
+    assert (info.size, info.spacing, info.readable) == ((0, 0, 0), None, False)
+    with pytest.raises(ValueError, match="it is empty"):
+        read_dicom(tmp_path, series=info)
+
+
+def test_damaged_bytes_are_an_error_and_never_a_crash(tmp_path):
+    rng = np.random.default_rng(0)
+    save(tmp_path, series(hounsfield(4, 3, 3)))
+    path = tmp_path / "image001.dcm"
+    sound = path.read_bytes()
+    refused = 0
+    for _ in range(150):
+        content = bytearray(sound)
+        for _ in range(rng.integers(1, 6)):
+            at = int(rng.integers(132, len(content) - 20))
+            content[at : at + int(rng.integers(0, 8))] = rng.bytes(int(rng.integers(0, 8)))
+        path.write_bytes(content)
+        for info in find_series(tmp_path):
+            assert str(info)
+            assert info.readable in (True, False)
+        try:
+            read_dicom(tmp_path)
+        except (ValueError, ImportError):
+            refused += 1
+    assert refused > 50
 
 
 def test_folders_without_dicom_say_so(tmp_path):

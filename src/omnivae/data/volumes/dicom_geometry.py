@@ -85,6 +85,8 @@ def arrange(frames: Sequence[Frame], *, slice_spacing: float | None = None) -> A
     Returns:
         The arrangement; its problems of severity "error" say why there is no volume.
     """
+    if not frames:
+        return Arrangement()
     wrong = _unplaced(frames)
     if wrong is not None:
         return Arrangement(problems=(wrong,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -68,7 +67,7 @@ def _decode_file(frames: list[Frame]) -> list[np.ndarray]:
     try:
         with first.item.open() as file:
             data = pydicom.dcmread(file, force=True)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged bytes make pydicom and the codecs raise almost anything
         raise ValueError(f"{name} ({first.name}) cannot be read to its end: fetch it again") from error
     syntax = getattr(data, "file_meta", {}).get("TransferSyntaxUID")
     flaw = "the transfer syntax is not said" if syntax is None else codec_flaw(syntax)
@@ -81,7 +80,7 @@ def _decode_file(frames: list[Frame]) -> list[np.ndarray]:
             arrays = [pixel_array(data, raw=True)]
         else:
             arrays = [pixel_array(data, index=frame.index, raw=True) for frame in frames]
-    except (ValueError, RuntimeError, AttributeError, EOFError, IndexError, TypeError) as error:
+    except Exception as error:
         raise ValueError(
             f"{name} ({first.name}): the pixel data ({getattr(syntax, 'name', syntax)}) are truncated or damaged: fetch the file "
             "again"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,16 +140,8 @@ def _try_read(item: Item) -> list[Frame] | str | None:
     except InvalidDicomError:
         return None
     except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-    ) as error:
-        # The message of pydicom may quote a value of the header: only the kind of error is passed on.
+        Exception
+    ) as error:  # damaged bytes make pydicom raise almost anything; its message may quote a value of the header
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         return f"its header cannot be read ({reason})"
 
