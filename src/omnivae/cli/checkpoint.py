@@ -161,7 +161,7 @@ def tree(checkpoint: Checkpoint, *, depth: int = 2) -> Any:
         f"[bold]{_plain(checkpoint.path.name)}[/]: {len(checkpoint.tensors)} tensors{_plain(where)} ({dtypes}), "
         f"{checkpoint.num_parameters:,} parameters" + (_plain(f"; beside them {', '.join(beside)}") if beside else "")
     )
-    _grow(root, {name: tensor for name, tensor in checkpoint.tensors.items()}, depth)
+    _grow(root, dict(checkpoint.tensors), depth)
     return root
 
 

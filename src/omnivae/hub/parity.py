@@ -134,9 +134,8 @@ def inputs_for(model: VAE, *, size: Sequence[int] | None = None, seed: int = 0) 
     Returns:
         Name to ``[1, C, *S]`` in the model's value range.
     """
-    stride = strides(model.encoder, model.dim)
     if size is None:
-        size = model.image_size or [s * n for s, n in zip(stride, (2, 3, 2), strict=False)]
+        size = model.image_size or [s * n for s, n in zip(strides(model.encoder, model.dim), (2, 3, 2), strict=False)]
     low, high = model.value_range
     generator = torch.Generator().manual_seed(seed)
     shape = (1, model.in_channels, *size)

@@ -37,7 +37,11 @@ def recognise(
     """
     stated = checkpoint.hyper_parameters | dict(settings or {})
     names = list(checkpoint.tensors)
-    candidates = [_layout(layout)] if layout else sorted(Layout.known, key=lambda known: -known.similarity(names))
+    candidates = (
+        [_layout(layout)]
+        if layout
+        else sorted(Layout.known, key=lambda known: (-known.similarity(names), -len(known.sentinel)))
+    )
     reasons = []
     for known in candidates:
         prefix = known.prefix(names, demanded=layout is not None)

@@ -1,6 +1,6 @@
 """Layouts: how other libraries name the weights of their autoencoders. A layout registers by being defined."""
 
-from omnivae.hub.layouts import diffusers, latent_diffusion, monai
+from omnivae.hub.layouts import diffusers, latent_diffusion, monai, transvae, viscy
 from omnivae.hub.layouts.base import Alternative, Architecture, Choice, Layout, NotThisLayout, Reference
 
 __all__ = [
@@ -13,4 +13,6 @@ __all__ = [
     "diffusers",
     "latent_diffusion",
     "monai",
+    "transvae",
+    "viscy",
 ]
