@@ -85,6 +85,8 @@ def reconstruction_page(
             *(("note", note) for note in result.notes),
         ]
         content = [page.facts([(name, text) for name, text in facts if text])]
+        for title, png in pictures.get(result.name, ()):
+            content += [f"<p><b>{escape(title)}</b></p>", page.picture(png, f"{result.name}, {title}", scale=2 / 3)]
         if result.structures:
             rows = [
                 (name, f"{e['voxels']:,}", f"{e['mae']:.2f}", f"{e['bias']:+.2f}", f"{e['rmse']:.2f}")
@@ -92,8 +94,6 @@ def reconstruction_page(
             ]
             columns = ("structure", "voxels", "mean absolute error", "mean error", "root mean square")
             content.append(page.table(columns, rows, ["", *["number"] * 4]))
-        for title, png in pictures.get(result.name, ()):
-            content += [f"<p><b>{escape(title)}</b></p>", page.picture(png, f"{result.name}, {title}", scale=2 / 3)]
         sections.append(page.section(result.name, "", *content))
     said = ", ".join(f"{name} {value}" for name, value in contract.items())
     lead = f"{len(results)} volume{'s' * (len(results) > 1)} encoded and decoded; the model's intensities: {said}"

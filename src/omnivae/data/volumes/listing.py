@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -184,7 +185,11 @@ def _stores(path: Path, root: Path) -> list[VolumeEntry]:
 
 
 def _about(path: Path) -> dict[str, object]:
-    return ome_zarr_metadata.attributes(ome_zarr_metadata.open_group(path)) if not (path / ".zarray").exists() else {}
+    """Return the OME attributes of a store; an array, which is no group, has none."""
+    about = path / "zarr.json"
+    if (path / ".zarray").exists() or (about.is_file() and json.loads(about.read_text()).get("node_type") == "array"):
+        return {}
+    return ome_zarr_metadata.attributes(ome_zarr_metadata.open_group(path))
 
 
 def _series(path: Path, root: Path) -> list[VolumeEntry]:
