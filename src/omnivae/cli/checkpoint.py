@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,11 +209,11 @@ def _choices(found: Examination) -> Any:
     verdict = {True: "yes", False: "no", None: "?"}
     for choice in found.architecture.choices:
         own = None if found.proof is None else found.proof.equal
-        table.add_row(choice.name, f"[bold]{_plain(choice.assumed)}[/]", "", "", f"{found.psnr:.1f}", verdict[own])
+        table.add_row(choice.name, f"[bold]{_plain(choice.assumed)}[/]", "", "", _decibel(found.psnr), verdict[own])
         for trial in found.trials:
             if trial.choice == choice.name:
                 apart = [f"{d.relative:.2g}" if d.relative else "same" for d in (trial.mean, trial.reconstruction)]
-                table.add_row("", _plain(trial.label), *apart, f"{trial.psnr:.1f}", verdict[trial.equal])
+                table.add_row("", _plain(trial.label), *apart, _decibel(trial.psnr), verdict[trial.equal])
         table.add_section()
     table.caption = (
         "bold: taken. mean, decoded: difference from it over its spread, root mean square. PSNR: in dB, of a structured input; "
@@ -220,6 +221,10 @@ def _choices(found: Examination) -> Any:
     )
     table.caption_justify = "left"
     return table
+
+
+def _decibel(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 def _parting(proof: Any) -> Any:

@@ -305,7 +305,10 @@ def _alternatives(architecture: Architecture) -> list[tuple[Choice, Alternative]
 @torch.no_grad()
 def _psnr(model: VAE, x: torch.Tensor) -> float:
     low, high = model.value_range
-    error = float((model.decode(model.encode(x)).clamp(low, high) - x).square().mean())
+    image = model.decode(model.encode(x))
+    if image.shape != x.shape:  # VisCy's decoders may return another size than they are given
+        return math.nan
+    error = float((image.clamp(low, high) - x).square().mean())
     return 10 * math.log10((high - low) ** 2 / error) if error > 0 else math.inf
 
 

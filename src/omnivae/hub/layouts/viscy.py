@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnivae.hub.layouts.base import (
     Alternative,
@@ -240,9 +240,10 @@ class MonaiVarAutoEncoder(Layout):
         arguments = dict(architecture.arguments)
         module: Any = without_randomness(lambda: VarAutoEncoder(**arguments))
         module = original(module, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+        named = any(name.startswith("model.") for name in tensors)
         return Reference(
             f"monai {monai.__version__} VarAutoEncoder",
-            module,
+            nn.ModuleDict({"model": module}) if named else module,
             module.encode_forward,
             lambda z: module.decode_forward(z, arguments["use_sigmoid"]),
         )

@@ -1,0 +1,109 @@
+"""Small originals of each layout with random weights, norms and biases too: at their defaults a swap would go unseen."""
+
+import torch
+from torch import nn
+
+
+def filled(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 1
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise / fan**0.5 if parameter.ndim > 1 else 1 + 0.3 * noise)
+    return module.eval()
+
+
+def maisi(**changes):
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+
+    arguments = {
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": 1,
+        "latent_channels": 4,
+        "num_channels": (32, 32),
+        "num_res_blocks": (1, 1),
+        "attention_levels": (False, False),
+        "num_splits": 1,
+    }
+    return filled(AutoencoderKlMaisi(**(arguments | changes)))
+
+
+def monai_kl(dim=2, **changes):
+    from monai.networks.nets import AutoencoderKL
+
+    arguments = {
+        "channels": (32, 64),
+        "num_res_blocks": (1, 2),
+        "attention_levels": (False, True),
+        "latent_channels": 3,
+    }
+    return filled(AutoencoderKL(dim, **(arguments | changes)))
+
+
+def diffusers_kl(**changes):
+    import diffusers
+
+    return filled(
+        diffusers.AutoencoderKL(
+            block_out_channels=(32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=4,
+            **changes,
+        )
+    )
+
+
+def monai_var(**changes):
+    from monai.networks.nets import VarAutoEncoder
+
+    arguments = {"spatial_dims": 2, "in_shape": (1, 16, 16), "out_channels": 1, "latent_size": 6}
+    return filled(VarAutoEncoder(**(arguments | {"channels": (4, 8), "strides": (2, 2)} | changes)))
+
+
+class LatentDiffusionStage(nn.Module):
+    """One stage as latent diffusion nests it."""
+
+    def __init__(self, blocks, **resample):
+        super().__init__()
+        self.block, self.attn = nn.ModuleList(blocks), nn.ModuleList()
+        for name, conv in resample.items():
+            setattr(self, name, nn.ModuleDict({"conv": conv}))
+
+
+def latent_diffusion(dim=2, channels=(32, 64), latent=3, image=1, blocks=1):
+    """Return random weights under latent diffusion's names (CompVis' layout, in 3-D MedVAE's)."""
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[dim]
+
+    def res(a, b):
+        parts = {
+            "norm1": nn.GroupNorm(32, a),
+            "conv1": conv(a, b, 3),
+            "norm2": nn.GroupNorm(32, b),
+            "conv2": conv(b, b, 3),
+        }
+        return nn.ModuleDict(parts | ({"nin_shortcut": conv(a, b, 1)} if a != b else {}))
+
+    def middle(c):
+        attention = {"norm": nn.GroupNorm(32, c)} | {n: conv(c, c, 1) for n in ("q", "k", "v", "proj_out")}
+        return nn.ModuleDict({"block_1": res(c, c), "attn_1": nn.ModuleDict(attention), "block_2": res(c, c)})
+
+    down, up, last = [], [], len(channels) - 1
+    for i, c in enumerate(channels):
+        before = channels[max(i - 1, 0)]
+        more = {"downsample": conv(c, c, 3)} if i < last else {}
+        down.append(LatentDiffusionStage([res(before if j == 0 else c, c) for j in range(blocks)], **more))
+        above = channels[min(i + 1, last)]
+        more = {"upsample": conv(c, c, 3)} if i > 0 else {}
+        up.append(LatentDiffusionStage([res(above if j == 0 else c, c) for j in range(blocks + 1)], **more))
+    ends = [("conv_in", conv(image, channels[0], 3)), ("norm_out", nn.GroupNorm(32, channels[-1]))]
+    encoder = nn.ModuleDict({"down": nn.ModuleList(down), "mid": middle(channels[-1]), **dict(ends)})
+    encoder["conv_out"] = conv(channels[-1], 2 * latent, 3)
+    ends = [("conv_in", conv(latent, channels[-1], 3)), ("norm_out", nn.GroupNorm(32, channels[0]))]
+    decoder = nn.ModuleDict({"up": nn.ModuleList(up), "mid": middle(channels[-1]), **dict(ends)})
+    decoder["conv_out"] = conv(channels[0], image, 3)
+    parts = {"encoder": encoder, "decoder": decoder, "quant_conv": conv(2 * latent, 2 * latent, 1)}
+    return filled(nn.ModuleDict(parts | {"post_quant_conv": conv(latent, latent, 1)})).state_dict()
