@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pydicom
 import pytest
-from dicom_slices import enhanced, hounsfield, save, series
+from dicom_slices import affine_of, enhanced, hounsfield, save, series
 
 from omnivae.data.volumes import find_series, read_dicom, write_dicom
 from omnivae.files import CannotWrite
@@ -240,3 +240,24 @@ def test_a_series_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(CannotWrite, match="No space left"):
         write_dicom(volume, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_geometry_is_read_right_and_comes_back_bit_for_bit(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    orientation = [float(f"{c:.13f}") for c in axes[:, :2].T.ravel()]
+    spacing = rng.uniform(0.1, 5, 2).round(int(rng.integers(1, 9)))
+    normal = np.cross(orientation[:3], orientation[3:])
+    drift = axes[:, :2] @ rng.uniform(-0.4, 0.4, 2) * rng.integers(0, 2)  # a tilt, every other time
+    step = (normal + drift) * rng.uniform(0.3, 8)
+    origin = rng.uniform(-1000, 1000, 3)
+    values = rng.integers(-1024, 3000, (5, 4, 6)).astype(np.int16)
+    slices = series(values, orientation=orientation, spacing=tuple(spacing), origin=origin, step=step)
+    volume = read_dicom(save(tmp_path / "in", [slices[i] for i in rng.permutation(6)]))
+    np.testing.assert_array_equal(volume.array[0], values)
+    # Positions are written with eleven digits.
+    truth = affine_of(orientation, spacing, origin, step)
+    np.testing.assert_allclose(volume.affine, truth, atol=2e-7)
+    write_dicom(volume, tmp_path / "out")
+    same(volume, read_dicom(tmp_path / "out"))

@@ -91,7 +91,9 @@ def arrange(frames: Sequence[Frame], *, slice_spacing: float | None = None) -> A
     if wrong is not None:
         return Arrangement(problems=(wrong,))
     positions = np.array([frame.position for frame in frames], dtype=np.float64)
-    axes = np.array(frames[0].orientation, dtype=np.float64).reshape(2, 3)
+    # Cosines may wobble in the fifth decimal: whose are used must not depend on the names of files.
+    model = min(frames, key=lambda frame: (frame.orientation, frame.spacing))
+    axes = np.array(model.orientation, dtype=np.float64).reshape(2, 3)
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     normal = np.cross(*axes)
     along = positions @ normal
@@ -106,7 +108,7 @@ def arrange(frames: Sequence[Frame], *, slice_spacing: float | None = None) -> A
         step = _single(frames[0], normal, slice_spacing, problems)
         if step is None:
             return Arrangement(order, doubled, problems=tuple(problems))
-        affine = _affine(frames[0], axes, positions[order[0]], step)
+        affine = _affine(model, axes, positions[order[0]], step)
         return Arrangement(order, doubled, affine, (0.0,), tuple(problems))
     for group in doubled:
         names = ", ".join(frames[i].name for i in group)
@@ -119,7 +121,7 @@ def arrange(frames: Sequence[Frame], *, slice_spacing: float | None = None) -> A
     problems += _header_problems([frames[i] for i in order], step, normal, places)
     if any(problem.severity == "error" for problem in problems):
         return Arrangement(order, doubled, None, places, tuple(problems))
-    return Arrangement(order, doubled, _affine(frames[0], axes, path[0], step), places, tuple(problems))
+    return Arrangement(order, doubled, _affine(model, axes, path[0], step), places, tuple(problems))
 
 
 def tilt_degrees(step: np.ndarray, normal: np.ndarray) -> float:
@@ -314,7 +316,9 @@ def _header_problems(
     wobble = float(np.ptp(np.array([frame.orientation for frame in frames], dtype=np.float64), axis=0).max())
     if wobble > 1e-4:
         found.append(
-            Problem("orientation", f"direction cosines differ by up to {wobble:.1g}; the first slice's are used")
+            Problem(
+                "orientation", f"direction cosines differ by up to {wobble:.1g}; those of one slice are used for all"
+            )
         )
     return found
 
