@@ -152,7 +152,7 @@ def _draw(
             f"got {max(counts)} lesions and noise {noise_hu:g}; expected 0 to 255 lesions and no negative noise"
         )
     # Streams of their own: lesions and noise change nothing about the anatomy.
-    streams = np.random.SeedSequence(seed).spawn(4)
+    streams = np.random.SeedSequence(seed).spawn(5)
     anatomy, texture, grain = (np.random.default_rng(stream) for stream in streams[:3])
     canvas = Canvas(size, spacing)
     patient = _Patient(canvas, anatomy)
@@ -161,7 +161,7 @@ def _draw(
     _lungs(patient, cavity, texture)
     _abdomen(patient, cavity, contrast)
     _heart(patient, cavity, contrast)
-    _vessels(patient, contrast)
+    _vessels(patient, contrast, np.random.default_rng(streams[4]))
     _skeleton(patient, cavity)
     patient.values += np.where(patient.labels > _AIR, 6.0, 0.0).astype(np.float32) * smooth_noise(texture, size, 12)
     noise = _grain(grain, size, noise_hu)
@@ -278,21 +278,21 @@ def _heart(p: _Patient, cavity: np.ndarray, contrast: float) -> None:
     p.put(p.canvas.tube(p.mm(22, -8, -40), p.mm(24, -34, -400), 0.9 * radius), blood, _BLOOD, only=cavity)
 
 
-def _vessels(p: _Patient, contrast: float) -> None:
-    """Draw branching vessels into the lungs and the liver."""
+def _vessels(p: _Patient, contrast: float, generator: np.random.Generator) -> None:
+    """Draw branching vessels into the lungs and the liver, down to those that a voxel no longer shows."""
     lung, liver = p.labels == _LUNG, p.labels == _LIVER
     finest = min(p.canvas.spacing) / 2
 
     def grow(start: np.ndarray, way: np.ndarray, radius: float, only: np.ndarray, value: float) -> None:
-        if radius < p.scale * 0.9:
+        if radius < max(0.9 * p.scale, 0.35 * finest):
             return
-        length = p.scale * float(p.generator.uniform(0.75, 1.2)) * (14 + 3.2 * radius / p.scale)
+        length = p.scale * float(generator.uniform(0.75, 1.2)) * (14 + 3.2 * radius / p.scale)
         end = start + way * length
         share = min(1.0, (radius / finest) ** 2)
         p.put(p.canvas.tube(start.tolist(), end.tolist(), max(radius, finest)), value, _BLOOD, only=only, share=share)
         for _ in range(2 if radius < 4.5 * p.scale else 3):
-            turn = way + 0.75 * p.generator.normal(size=3)
-            grow(end, turn / np.linalg.norm(turn), radius * float(p.generator.uniform(0.66, 0.82)), only, value)
+            turn = way + 0.75 * generator.normal(size=3)
+            grow(end, turn / np.linalg.norm(turn), radius * float(generator.uniform(0.66, 0.82)), only, value)
 
     for side in (1, -1):
         for way in (

@@ -120,8 +120,27 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     with path.open("rb") as file, open_series(file, str(path)) as (tif, series):
+        _check_pages(tif, path)
         check_extent(series, str(path), path.stat().st_size)
         yield tif, series
+
+
+def _check_pages(tif: Any, path: Path) -> None:
+    """Raise where the list of pages leads beyond the end of the file: tifffile would read those before it and go on."""
+    layout, order = tif.tiff, "little" if tif.byteorder == "<" else "big"
+    size, seen = path.stat().st_size, set()
+    with path.open("rb") as file:
+        file.seek(4 if layout.version == 42 else 8)
+        at = int.from_bytes(file.read(layout.offsetsize), order)
+        while at:
+            file.seek(at)
+            count = file.read(layout.tagnosize)
+            end = at + layout.tagnosize + int.from_bytes(count, order) * layout.tagsize + layout.offsetsize
+            if at in seen or len(count) < layout.tagnosize or end > size:
+                raise damaged(str(path), f"its list of pages breaks off after {len(seen)}")
+            seen.add(at)
+            file.seek(end - layout.offsetsize)
+            at = int.from_bytes(file.read(layout.offsetsize), order)
 
 
 def _header(tif: Any, series: Any, path: Path, axes: str | None) -> tuple[VolumeHeader, str]:
