@@ -18,7 +18,7 @@ from omnivae.jobs.conditions import needed_condition
 from omnivae.jobs.factors import process_of, read_factors
 from omnivae.jobs.provenance import provenance_of
 from omnivae.jobs.train import data_for, is_same_data, run_data
-from omnivae.jobs.volume_data import shown_whole
+from omnivae.jobs.volume_data import centres, in_tiles, shown_whole, usual_metrics
 from omnivae.metrics import Evaluation, evaluate
 from omnivae.metrics.registry import measurable
 from omnivae.models import VAE
@@ -79,7 +79,8 @@ def evaluate_model(
         split: which of them. "auto" is the test split of the run's own data and of data that comes with one, and every
             image of any other folder.
         metrics: names of metrics; psnr, ssim, ms_ssim, mse, l1 and, where the posterior has a density, elbo
-            by default; where it has codes, perplexity and code_usage.
+            by default; where it has codes, perplexity and code_usage. Of volumes psnr, ssim, mse, l1 and, of CT, the errors in
+            HU of each display window.
         limit: at most so many images.
         image_size: another size than in training, for models that take any.
         batch_size: images loaded at once; changes no digit, see :func:`omnivae.evaluate`.
@@ -125,9 +126,10 @@ def evaluate_model(
         usual = measurable(
             ("psnr", "ssim", "ms_ssim", "mse", "l1", "elbo", "perplexity", "code_usage", "class_accuracy"), loaded
         )
+        usual = list(usual_metrics(loaded)) if splits.intensity is not None else usual
         names = [*usual, *(WORLD_METRICS if world is not None else ())]
     return evaluate(
-        loaded,
+        in_tiles(loaded, dataset, names),
         dataset,
         names,
         batch_size=batch_size,
@@ -156,7 +158,8 @@ def images_for(
     Returns:
         The model, the images and the data they are of.
     """
-    return _images(model, path, split, image_size, precision)[:3]
+    loaded, dataset, splits, _ = _images(model, path, split, image_size, precision)
+    return loaded, centres(dataset), splits
 
 
 def _images(

@@ -22,7 +22,7 @@ from omnivae.jobs.conditions import COND, condition_of, refuse_mismatch
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, write_manifest
 from omnivae.jobs.processes import train_in_processes
-from omnivae.jobs.volume_data import for_report, prepared_like, shape_of_stacks
+from omnivae.jobs.volume_data import for_report, prepared_like, shape_of_stacks, usual_metrics
 from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.models.storage import STATISTICS, load_exactly
@@ -62,6 +62,7 @@ REPORT_METRICS = (
     "perplexity",
     "code_usage",
     "class_accuracy",
+    "stack_boundary",
 )
 REPORT_IMAGES = 256
 #: Images of a world from which a report tells what the codes know of its factors.
@@ -344,7 +345,12 @@ def write_run_report(directory: Path, splits: DataSplits, *, output: Path | None
     known = provenance_of(directory, splits, "test")
     # Of a world, also what a vector of codes knows of its factors.
     process = process_of(splits, model, num_rows=REPORT_ROWS) if model.image_size is not None else None
-    names = [*measurable(REPORT_METRICS, model), *(("mig", "dci_disentanglement") if process else ())]
+    usual = (
+        measurable(REPORT_METRICS, model)
+        if splits.intensity is None
+        else [*usual_metrics(model), *measurable(["kl"], model)]
+    )
+    names = [*usual, *(("mig", "dci_disentanglement") if process else ())]
     # An expectation over ten decoded samples of a volume would take longer than all else.
     draws = 10 if splits.intensity is None else 1
     evaluation = evaluate(
@@ -454,7 +460,8 @@ def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:
     shown = collate([splits.val[i] for i in range(min(8, len(splits.val)))])
     device = next(model.parameters()).device
     cond = shown.get("cond")
-    picture = run_picture(model, shown["x"].to(device), cond=None if cond is None else cond.to(device))
+    cond = None if cond is None else cond.to(device)
+    picture = run_picture(model, shown["x"].to(device), cond=cond, spacing=shown.get("spacing_mm"))
     replace_atomic(path, lambda beside: picture.save(beside, format="PNG"))
 
 
