@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -127,8 +127,9 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def _check_pages(tif: Any, path: Path) -> None:
     """Raise where the list of pages leads beyond the end of the file: tifffile would read those before it and go on."""
-    layout, order = tif.tiff, "little" if tif.byteorder == "<" else "big"
-    size, seen = path.stat().st_size, set()
+    layout, size = tif.tiff, path.stat().st_size
+    order: Literal["little", "big"] = "little" if tif.byteorder == "<" else "big"
+    seen: set[int] = set()
     with path.open("rb") as file:
         file.seek(4 if layout.version == 42 else 8)
         at = int.from_bytes(file.read(layout.offsetsize), order)
