@@ -53,10 +53,13 @@ def test_channels_alone_are_grey_and_named():
         assert centres.tolist() == [[value * (i == 1)] * 3 for i in range(8)]
 
 
-def test_volumes_show_their_middle_slice():
-    x = torch.zeros(1, 1, 5, 4, 4)
-    x[:, :, 2] = 1.0
-    assert (to_pixels(x, (0, 1)) == 255).all()
+def test_clips_show_a_strip_of_frames_from_first_to_last():
+    x = torch.arange(9.0).reshape(1, 1, 9, 1, 1).expand(1, 1, 9, 4, 6) / 8
+    picture = to_pixels(x, (0, 1))
+    assert picture.shape == (1, 4, 30, 3)
+    assert picture[0, 0, ::6, 0].tolist() == [0, 64, 128, 191, 255]
+    assert to_pixels(x[:, :, :2], (0, 1)).shape == (1, 4, 12, 3)
+    assert to_pixels(x[:, :, :1], (0, 1)).shape == (1, 4, 6, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])

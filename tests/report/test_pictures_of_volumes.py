@@ -1,4 +1,4 @@
-"""A model of volumes gets a report as well: every picture shows middle slices."""
+"""A model of volumes gets a report as well: every picture shows a strip of slices."""
 
 from __future__ import annotations
 

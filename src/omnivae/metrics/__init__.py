@@ -32,6 +32,7 @@ from omnivae.metrics.registry import METRICS, Metric, metric
 from omnivae.metrics.regret import likelihood_regret
 from omnivae.metrics.runner import evaluate
 from omnivae.metrics.smoothness import interpolation_roughness, path_length
+from omnivae.metrics.stacks import stack_boundary
 from omnivae.metrics.text import token_accuracy, token_perplexity, word_perplexity
 from omnivae.metrics.uniformity import density_cv, density_entropy, density_gini
 from omnivae.metrics.volume import WINDOWS, hu_contract, hu_table, mae_hu, structure_errors, window_errors
@@ -90,6 +91,7 @@ __all__ = [
     "psnr",
     "rfd",
     "ssim",
+    "stack_boundary",
     "structure_errors",
     "token_accuracy",
     "token_perplexity",

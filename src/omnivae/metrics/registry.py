@@ -160,8 +160,15 @@ def measurable(names: Sequence[str], model: Any) -> list[str]:
     provides = getattr(getattr(model, "posterior", None), "provides", {"density"})
     names = [name for name in names if name not in ("perplexity", "code_usage") or "indices" in provides]
     names = [name for name in names if name != "class_accuracy" or hasattr(model, "classify")]
+    names = [name for name in names if name != "stack_boundary" or _has_boundaries(model)]
     if "density" in provides:
         return list(names)
     return [
         name for name in names if name not in ("elbo", "nll", "kl", "bits_per_dim", "active_units", "likelihood_regret")
     ]
+
+
+def _has_boundaries(model: Any) -> bool:
+    """Return whether the clips that a model was trained on pass from one stack of frames to the next."""
+    size = model.statistics.get("image_size") if hasattr(model, "boundaries") else None
+    return bool(size) and bool(model.boundaries(size[0]))

@@ -41,6 +41,10 @@ def colour_names(channels: int, *, alpha: bool = False) -> list[str]:
     return [names[i % len(names)] for i in range(channels)]
 
 
+#: Frames of a clip that a picture shows side by side.
+STRIP = 5
+
+
 def to_pixels(x: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), *, alpha: bool = False) -> np.ndarray:
     """Turn images into RGB pixels.
 
@@ -48,12 +52,12 @@ def to_pixels(x: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), *, alph
     blending: ``1 - prod_c (1 - u_c colour_c)``), unless the last one is alpha: then the image is laid on white.
 
     Args:
-        x: images ``[N, C, H, W]``, or volumes ``[N, C, D, H, W]`` of which the middle slice is taken.
+        x: images ``[N, C, H, W]``, or clips and volumes ``[N, C, D, H, W]``, shown by a strip of their frames.
         value_range: what becomes black and white; values outside are clamped.
         alpha: whether the last of two or four channels is alpha.
 
     Returns:
-        ``[N, H, W, 3]`` uint8.
+        ``[N, H, W, 3]`` uint8; of clips, W is that of the strip.
 
     Raises:
         ValueError: for another number of axes.
@@ -62,7 +66,7 @@ def to_pixels(x: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), *, alph
         >>> to_pixels(torch.tensor([[[[0.0, 1.0]]]]), (0, 1))[0, 0].tolist()
         [[0, 0, 0], [255, 255, 255]]
     """
-    x = middle_slice(x).detach().float().cpu()
+    x = strip(x).detach().float().cpu()
     low, high = value_range
     unit = ((x - low) / (high - low)).nan_to_num(0).clamp(0, 1)
     names = colour_names(unit.shape[1], alpha=alpha)
@@ -77,22 +81,41 @@ def to_pixels(x: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), *, alph
     return (unit.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def middle_slice(x: Tensor) -> Tensor:
-    """Return images as they are and the middle slice of volumes.
+def strip(x: Tensor) -> Tensor:
+    """Return images as they are, and of clips and volumes a few frames side by side: first, last and evenly between.
 
     Args:
         x: ``[N, C, H, W]`` or ``[N, C, D, H, W]``.
 
     Returns:
-        ``[N, C, H, W]``.
+        ``[N, C, H, W]``, or ``[N, C, H, K * W]`` of K = min(D, 5) frames.
 
     Raises:
         ValueError: for another number of axes.
+
+    Example:
+        >>> strip(torch.arange(9.0).reshape(1, 1, 9, 1, 1)).flatten().tolist()
+        [0.0, 2.0, 4.0, 6.0, 8.0]
     """
     if x.ndim == 5:
-        return x[:, :, x.shape[2] // 2]
+        frames = strip_frames(x.shape[2])
+        # Frames beside columns, then both one axis of columns.
+        return x[:, :, frames].permute(0, 1, 3, 2, 4).flatten(3, 4)
     if x.ndim != 4:
         raise ValueError(
             f"got a tensor of shape {tuple(x.shape)}; expected images [N, C, H, W] or volumes [N, C, D, H, W]"
         )
     return x
+
+
+def strip_frames(depth: int) -> list[int]:
+    """Return which of ``depth`` frames a strip shows.
+
+    Args:
+        depth: number of frames.
+
+    Returns:
+        Ascending numbers, :data:`STRIP` at most.
+    """
+    shown = min(depth, STRIP)
+    return [round(i * (depth - 1) / max(1, shown - 1)) for i in range(shown)]

@@ -2,7 +2,7 @@
 
 Shape legend: N images, C channels, H and W pixels, D slices; every function returns ``[height, width, 3]`` uint8.
 How channels become colours says :mod:`omnivae.report.colours`; ``alpha`` says that the last of two or four channels is alpha.
-Volumes ``[N, C, D, H, W]`` are shown by their middle slice.
+Clips and volumes ``[N, C, D, H, W]`` are shown by a strip of frames, first to last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from omnivae.report.colours import colour_names, middle_slice, to_pixels
+from omnivae.report.colours import colour_names, strip, to_pixels
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -113,7 +113,7 @@ def comparison_grid(
     if labels is not None and len(labels) != len(originals):
         raise ValueError(f"got {len(labels)} labels for {len(originals)} images; expected one for each")
     low, high = value_range
-    a, b = middle_slice(originals), middle_slice(reconstructions)
+    a, b = strip(originals), strip(reconstructions)
     error = (a.detach().float() - b.detach().float().clamp(low, high)).abs().mean(1).cpu().numpy()
     largest = float(np.nanmax(error)) or (high - low)
     maps = _magma(error / largest)
