@@ -46,7 +46,8 @@ def test_equal_to_the_original(tmp_path, layout):
     found = examine_checkpoint(file, trials=False)
     assert found.architecture.layout == title
     assert found.coverage.complete
-    assert found.proof.equal and len(found.proof.layers) > 10, found.proof.summary()
+    assert found.proof.equal, found.proof.summary()
+    assert len(found.proof.layers) > 10
     # What is written computes the same, and its card says where it is from.
     convert(found, tmp_path / "model")
     loaded = VAE.from_pretrained(tmp_path / "model")
@@ -54,7 +55,8 @@ def test_equal_to_the_original(tmp_path, layout):
     with torch.no_grad():
         assert torch.equal(loaded(x).recon_x, found.model(x).recon_x)
     card = (tmp_path / "model" / "README.md").read_text()
-    assert title in card and "equal to" in card
+    assert title in card
+    assert "equal to" in card
     # The proposed configuration builds a model that the weights fit.
     if found.architecture.recipe is not None:
         arguments = dict(found.architecture.recipe)
@@ -69,16 +71,19 @@ def test_first_stage_of_latent_diffusion_and_medvae(tmp_path, dim):
     file = saved(tmp_path, {"state_dict": tensors | others, "global_step": 10}, "model.ckpt")
     found = examine_checkpoint(file, trials=False)
     assert found.architecture.layout == "latent-diffusion AutoencoderKL"
-    assert found.coverage.complete and set(found.architecture.unused) == set(others)
+    assert found.coverage.complete
+    assert set(found.architecture.unused) == set(others)
     assert found.model.dim == dim
     if dim == 2:  # through diffusers' own conversion of these names
         assert found.proof.equal, found.proof.summary()
     else:
-        assert found.proof is None and "2-D" in found.unproven
+        assert found.proof is None
+        assert "2-D" in found.unproven
     heads = {"channel_proj.weight": torch.zeros(3, 3, *[1] * dim), "channel_proj.bias": torch.zeros(3)}
     file = saved(tmp_path, {"state_dict": originals.latent_diffusion(dim) | heads}, "vae_4x_1c.ckpt")
     medical = recognise(read_checkpoint(file))
-    assert medical.layout == "MedVAE" and set(medical.unused) == set(heads)
+    assert medical.layout == "MedVAE"
+    assert set(medical.unused) == set(heads)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "vae.", "model.vae."])
@@ -88,7 +93,8 @@ def test_prefixes_and_lightning(tmp_path, prefix):
     stated = {"hyper_parameters": {"model_config": {"in_shape": [1, 16, 12], "strides": [2, 2]}}}
     file = saved(tmp_path, {"state_dict": tensors, **stated}, "last.ckpt")
     model = load_checkpoint(file)
-    assert isinstance(model, BetaVaeMonai) and model.image_size == (16, 12)
+    assert isinstance(model, BetaVaeMonai)
+    assert model.image_size == (16, 12)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in original.state_dict().items())
 
 

@@ -77,7 +77,7 @@ def test_truncated_files_are_named_as_such(tmp_path, kind, share):
         torch.save(big, whole, _use_new_zipfile_serialization=kind == "zip")
     content = whole.read_bytes()
     cut.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="truncated|damaged"):
+    with pytest.raises(ValueError, match=r"truncated|damaged"):
         read_checkpoint(cut)
 
 

@@ -1,0 +1,97 @@
+"""``omnivae inspect-checkpoint`` from the command line: what it prints, writes and refuses."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+import yaml
+
+from omnivae import VAE, MaisiVAE
+from omnivae.cli.main import main
+from omnivae.hub import known
+from omnivae.networks.maisi import to_monai
+
+
+@pytest.fixture
+def file(tmp_path):
+    torch.manual_seed(0)
+    model = MaisiVAE(num_channels=(32, 32), num_res_blocks=(1, 1))
+    torch.save({"unet_state_dict": to_monai(model.state_dict()), "epoch": 3}, tmp_path / "autoencoder.pt")
+    return tmp_path / "autoencoder.pt"
+
+
+def test_everything_is_printed_and_written(file, tmp_path, capsys):
+    out = tmp_path / "model"
+    arguments = [str(file), "-o", str(out), "--json", str(tmp_path / "found.json"), "--trials", "false"]
+    arguments += ["--config-out", str(tmp_path / "maisi.yaml"), "--key-map", str(tmp_path / "map.json"), "--depth", "1"]
+    assert main(["inspect-checkpoint", *arguments]) == 0
+    printed = capsys.readouterr().out
+    tensors = len(to_monai(VAE.from_pretrained(out).state_dict()))
+    assert f"autoencoder.pt: {tensors} tensors under unet_state_dict" in printed
+    assert "MONAI AutoencoderKlMaisi" in printed
+    assert f"Loaded {tensors}/{tensors} compatible weights" in printed
+    assert "equal to monai" in printed
+    assert "encoder.blocks" in printed
+    assert {"config.json", "model.safetensors", "README.md", "key_map.json"} <= {p.name for p in out.iterdir()}
+    assert isinstance(VAE.from_pretrained(out), MaisiVAE)
+    names = json.loads((tmp_path / "map.json").read_text())["names"]
+    assert names["quant_conv_mu.conv.bias"]["name"] == "posterior.quant_conv_mu.conv.bias"
+    assert len(names) == tensors
+    assert json.loads((tmp_path / "found.json").read_text())["proof"]["equal"] is True
+    section = yaml.safe_load((tmp_path / "maisi.yaml").read_text())["model"]
+    assert section["recipe"] == "maisi_vae"
+    assert section["num_channels"] == [32, 32]
+
+
+def test_a_load_into_a_guess_is_counted_and_only_partial_on_demand(file, tmp_path, capsys):
+    guess, out = tmp_path / "guess", tmp_path / "out"
+    MaisiVAE(num_channels=(32, 64), num_res_blocks=(1, 1)).save_pretrained(guess)
+    assert main(["inspect-checkpoint", str(file), "--into", str(guess)]) == 1
+    assert "keys initialized randomly" in capsys.readouterr().out
+    assert main(["inspect-checkpoint", str(file), "--into", str(guess), "-o", str(out)]) == 2
+    assert "nothing was loaded" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["inspect-checkpoint", str(file), "--into", str(guess), "-o", str(out), "--partial", "true"]) == 1
+    assert "Loaded in part" in (out / "README.md").read_text()
+
+
+def test_published_weights_are_fetched_and_checked(file, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "pretrained" / "maisi_vae"
+    arguments = ["inspect-checkpoint", "--download", "maisi", "-o", str(folder), "--url", file.as_uri()]
+    arguments += ["--trials", "false", "--depth", "1"]
+    assert main(arguments) == 2  # not NVIDIA's file
+    assert "917cfb1e49631c8a713e3bb7c758fbca" in capsys.readouterr().err
+    assert not (folder / "autoencoder.pt").exists()
+    md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    ours = {"maisi": known.Published("a stand-in", "autoencoder.pt", (), md5, known.RESEARCH_ONLY)}
+    monkeypatch.setattr("omnivae.jobs.checkpoint.PUBLISHED", ours)
+    assert main(arguments) == 0
+    assert "research and evaluation only" in capsys.readouterr().out
+    assert isinstance(VAE.from_pretrained(folder), MaisiVAE)
+    file.unlink()  # it is not fetched again
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no file given"),
+        (["nothing.pt"], "no checkpoint at"),
+        (["--download", "maisy"], "did you mean 'maisi'"),
+        (["x.pt", "--download", "maisi"], "expected one of them"),
+        (["x.pt", "--partial", "true"], "name it with --into"),
+        (["x.pt", "--layout", "AutoencoderXL"], "no checkpoint at"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect-checkpoint", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unknown_layout_lists_the_known_ones(file, capsys):
+    assert main(["inspect-checkpoint", str(file), "--layout", "AutoencoderXL"]) == 2
+    assert "MONAI AutoencoderKlMaisi" in capsys.readouterr().err
