@@ -102,6 +102,9 @@ def test_volumes_at_the_same_places_are_told_apart_by_the_acquisition(tmp_path, 
         save(tmp_path, series(values, series_uid="1.2.3.4", study_uid="1.2.3", **{key: 10 * (n + 1)}), f"time{n}")
     found = find_series(tmp_path)
     assert [s.size for s in found] == [(7, 5, 6)] * 3
+    assert [s.part for s in found] == [f"{key} {n} of 3" for n in (1, 2, 3)]
+    with pytest.raises(ValueError, match=rf"3 series: .*{key} 1 of 3; .*{key} 2 of 3"):
+        read_dicom(tmp_path)
     for info, values in zip(found, volumes, strict=True):
         np.testing.assert_array_equal(read_dicom(tmp_path, series=info.number).array[0], values)
 

@@ -38,6 +38,7 @@ class SeriesInfo:
         modality: "CT", "MR", ...
         description: of the series, as far as it does not tell of the patient.
         patient: number of the patient in the folder, 1 first.
+        part: what tells it from other volumes at the same places, such as "EchoTime 2 of 3"; "" where there are none.
         frames: its images.
         files: the files that hold them.
     """
@@ -47,6 +48,7 @@ class SeriesInfo:
     modality: str = ""
     description: str = ""
     patient: int = 1
+    part: str = ""
     frames: tuple[Frame, ...] = field(default=(), repr=False)
     files: tuple[Item, ...] = field(default=(), repr=False)
     reasons: tuple[Problem, ...] = field(default=(), repr=False)
@@ -104,7 +106,7 @@ class SeriesInfo:
             return f"{self.number}: {len(self.files)} unreadable files"
         size = "x".join(map(str, self.size))
         spacing = "" if self.spacing is None else ", " + "x".join(f"{s:.4g}" for s in self.spacing) + " mm"
-        text = f', "{self.description}"' if self.description else ""
+        text = (f', "{self.description}"' if self.description else "") + (f", {self.part}" if self.part else "")
         return f"{self.number}: {self.kind} {self.modality} {size}{spacing}{text}"
 
 
@@ -132,10 +134,18 @@ def find_series(path: str | Path, *, workers: int = 8, progress: Progress | None
     patients: dict[str, int] = {}
     for frame in found.frames:
         patients.setdefault(frame.patient, len(patients) + 1)
-    groups = [g for same in _by_header(found.frames) for g in _split_repeats(same)]
     series = [
-        SeriesInfo(0, *_kind(g), patient=patients[g[0].patient], frames=tuple(g), files=_files(g), reasons=_reasons(g))
-        for g in groups
+        SeriesInfo(
+            0,
+            *_kind(group),
+            patient=patients[group[0].patient],
+            part=part,
+            frames=tuple(group),
+            files=_files(group),
+            reasons=_reasons(group),
+        )
+        for same in _by_header(found.frames)
+        for group, part in _split_repeats(same)
     ]
     if found.unreadable:
         text = "; ".join(f"{item.name}: {reason}" for item, reason in found.unreadable[:6])
@@ -228,19 +238,33 @@ def _alike(a: Frame, b: Frame) -> bool:
     return all(abs(x - y) <= _SAME_SPACING * abs(x) for x, y in zip(a.spacing, b.spacing, strict=True))
 
 
-def _split_repeats(frames: list[Frame]) -> list[list[Frame]]:
+def _split_repeats(frames: list[Frame], said: str = "") -> list[tuple[list[Frame], str]]:
     """Split frames that share places into volumes of one time point, echo, b-value or acquisition each, as headers tell."""
     repeats = _repeats(frames)
     if repeats <= 1:
-        return [frames]
+        return [(frames, said)]
     for name in dict.fromkeys(key for frame in frames for key, _ in frame.about):
         parts: dict[str | None, list[Frame]] = {}
         for frame in frames:
             parts.setdefault(dict(frame.about).get(name), []).append(frame)
         # A slice of its own is a doubled slice, not a volume; and an attribute that leaves the repeats as they are tells nothing.
         if len(parts) > 1 and min(map(len, parts.values())) > 1 and max(map(_repeats, parts.values())) < repeats:
-            return [group for part in parts.values() for group in _split_repeats(part)]
-    return [frames]
+            # Which of how many, in the order of the values, and not the value: times tell of persons.
+            ordered = sorted(parts.items(), key=lambda part: _natural(part[0]))
+            names = [f"{said}, {name} {n}" if said else f"{name} {n}" for n in range(1, len(parts) + 1)]
+            found = [
+                _split_repeats(part, f"{text} of {len(parts)}") for (_, part), text in zip(ordered, names, strict=True)
+            ]
+            return [group for groups in found for group in groups]
+    return [(frames, said)]
+
+
+def _natural(value: str | None) -> tuple[int, float, str]:
+    """Sort numbers as numbers, before words."""
+    try:
+        return 0, float(value or ""), ""
+    except ValueError:
+        return 1, 0.0, value or ""
 
 
 def _repeats(frames: Sequence[Frame]) -> int:
