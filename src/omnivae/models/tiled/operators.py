@@ -345,6 +345,24 @@ def _slice(
     return x.like(Index(shape, x.node, {axis: positions})) if len(positions) else NotImplemented
 
 
+@handles(aten.flip)
+def _flip(func: Any, x: LazyTensor, dims: Sequence[int]) -> Any:
+    if not x.node.is_field:
+        return NotImplemented
+    chosen = {dim % x.ndim for dim in dims}
+    spatial = {x.node.axes[dim]: torch.arange(x.shape[dim]).flip(0) for dim in chosen if x.node.axes[dim] is not None}
+    plain = [dim for dim in chosen if x.node.axes[dim] is None]
+    made = _local(func, x, x.node, x.node.axes, (plain,)) if plain else x
+    return x.like(Index(x.shape, made.node, spatial)) if spatial else made  # type: ignore[arg-type]
+
+
+@handles(aten._softmax, aten._log_softmax)
+def _softmax(func: Any, x: LazyTensor, dim: int, *rest: Any) -> Any:
+    if not x.node.is_field or x.node.axes[dim] is not None:
+        return NotImplemented
+    return _local(func, x, x.node, x.node.axes, (dim, *rest))
+
+
 @handles(aten.select, aten.unbind)
 def _select(func: Any, x: LazyTensor, dim: int = 0, *rest: Any) -> Any:
     if not x.node.is_field or x.node.axes[dim] is not None:

@@ -265,7 +265,7 @@ def _choose_tiles(step: Step, budget: int, taken: int, memory: int) -> None:
         lengths = [math.ceil(n / parts) for n, parts in zip(node.size, splits, strict=True)]
         middle = [(n - length) // 2 for n, length in zip(node.size, lengths, strict=True)]
         region = tuple((start, start + length) for start, length in zip(middle, lengths, strict=True))
-        step.tile_bytes = tile_bytes(node, region, known)
+        step.tile_bytes = tile_bytes(node, region, known, filed=step.keep and not step.in_memory)
         if step.tile_bytes <= budget:
             break
         # The last axis is contiguous in files and in the caches: it is cut when the others are short.
@@ -278,10 +278,14 @@ def _choose_tiles(step: Step, budget: int, taken: int, memory: int) -> None:
     step.work = region_work(node, region, known) * count
 
 
-def tile_bytes(node: Node, region: Region, known: set[Node]) -> int:
+def tile_bytes(node: Node, region: Region, known: set[Node], *, filed: bool = False) -> int:
     """Return the most memory that a region takes while it is computed from known values: a run on the meta device."""
     with AllocationTracker() as tracker, torch.no_grad():
         made = evaluate(node, region, MetaSource(known))
+        if filed:
+            dims = node.dims()
+            copied = made.permute([*dims, *[dim for dim in range(made.ndim) if dim not in dims]]).contiguous()
+            del copied
         del made
     return tracker.peak
 
