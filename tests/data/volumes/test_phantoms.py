@@ -1,4 +1,6 @@
-"""Phantoms: the values of what they show, truth on the same grid, the same again for a seed, pairs that differ where they should."""
+"""Phantoms: values of what they show, truth on the same grid, the same for a seed, pairs that differ where they should."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -140,7 +142,7 @@ def test_a_plate_holds_its_fields(tmp_path):
     image = OmeZarrImage(path, position="B/3/1")
     assert image.channels == ("Phase3D", "Nuclei")
     fields = [read_volume(path, position=name).array for name in plate_positions(path)]
-    assert not any(np.array_equal(a, b) for a, b in zip(fields, fields[1:], strict=False))
+    assert not any(np.array_equal(a, b) for a, b in pairwise(fields))
 
 
 @pytest.mark.parametrize(
