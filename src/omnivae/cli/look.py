@@ -36,7 +36,7 @@ def reconstruct_parser() -> jsonargparse.ArgumentParser:
         "files",
         type=str,
         nargs="+",
-        help="image files, or folders of them; for a model of volumes DICOM, NIfTI, NRRD, MHA, OME-Zarr, or folders of them; "
+        help="image files, or folders of them; of three axes DICOM, NIfTI, NRRD, MHA, OME-Zarr, videos, or folders of them; "
         "for a model of text sentences, or text files",
     )
     parser.add_argument(
@@ -64,6 +64,7 @@ def reconstruct(argv: Sequence[str]) -> int:
     from omnivae.jobs.evaluate import load
     from omnivae.jobs.reconstruct import reconstruct_files
     from omnivae.jobs.text import is_text_model, reconstruct_sentences
+    from omnivae.jobs.videos import are_videos, reconstruct_videos
 
     given = parse(reconstruct_parser(), argv)
     if is_text_model(given.model):
@@ -73,6 +74,13 @@ def reconstruct(argv: Sequence[str]) -> int:
         raise ValueError("say where the reconstructions go: --output DIRECTORY")
     loaded = load(given.model, given.precision)
     if loaded.dim == 3:
+        if are_videos(given.files):
+            refuse_volumes(given, reconstruct_parser())
+            if given.cond is not None or given.to is not None:
+                raise ValueError("--cond and --to are for images; leave them out for videos")
+            for path in reconstruct_videos(loaded, given.files, given.output, on_error=given.on_error):
+                print(path)
+            return 0
         del loaded
         return run_on_volumes(given)
     refuse_volumes(given, reconstruct_parser())

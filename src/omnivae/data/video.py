@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,6 +264,17 @@ def read_video_header(path: Path) -> VideoFile:
     except av.error.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a video ({error.strerror}): repair or remove it") from error
     return VideoFile(path, np.sort(np.array(times, dtype=np.int64)), height, width, 1 if grey else 3, dtype)
+
+
+def video_rate(path: Path) -> Fraction:
+    """Return the frames a second of a video file; 10 where it does not say.
+
+    Args:
+        path: a file that :func:`read_video_header` reads.
+    """
+    with _av().open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+    return Fraction(10) if not rate else Fraction(rate)
 
 
 def read_frames(file: VideoFile, numbers: Sequence[int]) -> np.ndarray:
