@@ -35,7 +35,8 @@ NAMES = words("""
 
 TRAIN = words("""
     accept_changes checkpoint
-    config data.binarize data.channels data.flip data.format data.image_size data.limit data.clips data.frame_stride data.num_frames data.num_workers data.path
+    config data.binarize data.channels data.clips data.flip data.format data.frame_stride data.image_size data.limit
+    data.num_frames data.num_workers data.path
     data.tokens data.lowercase data.max_length data.min_count data.max_vocabulary data.text_column
     data.random_crop data.cond data.labels_per_class data.labelled_share
     data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
@@ -233,7 +234,9 @@ OPTIONS = {
     "impute": "cond mask method num_samples output precision seed",
     "arithmetic": "cond data.path minus minus_label output plus plus_label precision strengths to",
     "report": "data.path output",
+    "inflate": "inflation output overlap stack_size time_kernel time_stride",
     "replay": "",
+    "plan": "input measure memory",
     "zoo": "json",
     "bench-family": f"""
         batch_size channels images latent_dim learning_rate metrics num_samples_nll output recipes seeds steps
@@ -262,7 +265,9 @@ POSITIONALS = {
     "denoise": "model files",
     "impute": "model files",
     "report": "model",
+    "inflate": "model",
     "replay": "record",
+    "plan": "model",
     "zoo": "recipes",
     "bench-family": "data_path",
     "phantoms": "",
