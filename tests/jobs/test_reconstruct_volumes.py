@@ -205,7 +205,7 @@ def test_tiles_give_what_the_whole_gives():
     )
     whole = VolumeCodec(model)(volume).reconstruction.array
     shares: list[float] = []
-    tiled = VolumeCodec(model, memory="1 MB")(volume, progress=shares.append).reconstruction.array
+    tiled = VolumeCodec(model, memory="20 MB")(volume, progress=shares.append).reconstruction.array
     assert np.abs(whole).max() > 100
     np.testing.assert_allclose(tiled, whole, atol=0.05)
     assert shares == sorted(shares)

@@ -32,6 +32,7 @@ from omnivae.report.latent_ops import (
     support,
     traverse,
 )
+from omnivae.report.volume_section import flat, is_clips, volume_section
 
 #: What is measured where no evaluation is given.
 QUICK_METRICS = ("psnr", "ssim", "mse", "l1")
@@ -39,6 +40,8 @@ DENSITY_METRICS = ("elbo", "kl", "bits_per_dim", "active_units")
 MAX_TRAVERSALS = 10
 #: Images of a quick evaluation; more need `omnivae evaluate`.
 QUICK_IMAGES = 200
+#: Volumes side by side, three planes each.
+MOST_VOLUMES = 3
 SAMPLE_COLUMNS = 8
 TSNE_AT_LEAST = 100
 INTERPOLATIONS = 4
@@ -112,7 +115,10 @@ def write_report(
         name = dataset_name or type(dataset).__name__
         sections = [
             _summary(model, encoded, evaluation, shown, name, len(dataset)),
-            _reconstructions(model, shown[:num_images], device),
+            _reconstructions(
+                model, shown[: num_images if shown[0]["x"].ndim == 3 else min(num_images, MOST_VOLUMES)], device
+            ),
+            *volume_section(model, shown, device),
             _samples(model, shown, device, seed),
             *_interpolations(model, shown, device),
             *_traversals(model, shown[0], encoded, evaluation),
@@ -183,13 +189,23 @@ def _reconstructions(model: Any, shown: list[Mapping[str, Any]], device: torch.d
     x = _batch(shown, device)
     decoded = reconstruct(model, x, stack(shown, "cond", device)).clamp(*model.value_range)
     values = psnr(decoded, x, data_range=model.value_range[1] - model.value_range[0]).tolist()
+    flat_x, flat_decoded = (flat(model, v, stack(shown, "spacing_mm", device)) for v in (x, decoded))
     grid = figures.comparison_grid(
-        x, decoded, model.value_range, labels=[f"{v:.1f} dB" for v in values], alpha=has_alpha(model)
+        flat_x,
+        flat_decoded,
+        model.value_range,
+        labels=[f"{v:.1f} dB" for v in values],
+        max_tile=figures.MAX_TILE if x.ndim == 4 else 2 * figures.MAX_TILE,
+        alpha=has_alpha(model),
     )
     note = (
         "Each image, the decoded mean of its posterior, and their absolute difference averaged over channels, on one "
         "scale for all; below, the PSNR of each."
     )
+    if x.ndim == 5:
+        note += (
+            " Of a clip, frames from first to last." if is_clips(model) else " Of a volume, the three middle planes."
+        )
     alt = f"{len(shown)} original images above their reconstructions and the maps of their errors"
     pictures = [page.picture(figures.to_png(grid), alt)]
     names = colour_names(x.shape[1], alpha=has_alpha(model))

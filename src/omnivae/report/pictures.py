@@ -9,28 +9,40 @@ import torch
 from torch import Tensor
 
 from omnivae.report.collect import Chosen, encode_all
-from omnivae.report.figures import comparison_grid, traversal_grid
+from omnivae.report.figures import MAX_TILE, comparison_grid, traversal_grid
 from omnivae.report.latent_ops import check_varies, device_of, evaluating, has_alpha, order_by_kl, reconstruct, traverse
+from omnivae.report.volume_section import flat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+_MOST_VOLUMES = 3
+
+
 @torch.no_grad()
-def run_picture(model: Any, x: Tensor, *, cond: Tensor | None = None, seed: int = 0) -> Image:
+def run_picture(
+    model: Any, x: Tensor, *, cond: Tensor | None = None, seed: int = 0, spacing: Tensor | Sequence[float] | None = None
+) -> Image:
     """Draw originals, reconstructions, error maps, and as many samples from the prior.
+
+    Of volumes, of which three at most are drawn, each picture is three planes in true proportions.
 
     Args:
         model: a VAE; used in evaluation mode and left as it was.
-        x: images in the model's value range, ``[N, C, H, W]``.
+        x: images in the model's value range, ``[N, C, H, W]``, or volumes ``[N, C, D, H, W]``.
         cond: condition of the images and of the samples, ``[N, E]``.
         seed: seed of the samples, so that pictures of different steps show the same draws.
+        spacing: of the voxels of volumes, ``[3]`` or ``[N, 3]``.
 
     Returns:
         A picture, ready to be saved.
     """
     from PIL import Image as images
 
+    planar = x.ndim == 4
+    if not planar:
+        x, cond = x[:_MOST_VOLUMES], None if cond is None else cond[:_MOST_VOLUMES]
     with evaluating(model):
         generator = torch.Generator().manual_seed(seed)
         # A model without a prior (a plain autoencoder, a quantised one) has nothing to draw from.
@@ -38,7 +50,15 @@ def run_picture(model: Any, x: Tensor, *, cond: Tensor | None = None, seed: int 
         size = tuple(x.shape[2:])
         samples = model.sample(len(x), size=size, cond=cond, generator=generator).cpu() if draws else None
     decoded = reconstruct(model, x, cond).cpu()
-    grid = comparison_grid(x.cpu(), decoded, model.value_range, samples=samples, alpha=has_alpha(model))
+    x, decoded = (flat(model, v, spacing) for v in (x.cpu(), decoded))
+    grid = comparison_grid(
+        x,
+        decoded,
+        model.value_range,
+        samples=None if samples is None else flat(model, samples, spacing),
+        max_tile=MAX_TILE if planar else 2 * MAX_TILE,
+        alpha=has_alpha(model),
+    )
     return images.fromarray(grid)
 
 
