@@ -51,11 +51,12 @@ def demo_runs() -> dict[str, RunConfig]:
     )
     ct = RunConfig(
         model={
-            "recipe": "maisi_vae",
-            "latent_dim": 4,
-            "num_channels": [8, 16, 32],
-            "num_res_blocks": [1, 1, 1],
-            "norm_num_groups": 8,
+            "recipe": "conv_vae",
+            "latent": "spatial",
+            "latent_dim": 8,
+            "channels": [24, 48],
+            "norm": "none",
+            "likelihood": "laplace_fixed",
         },
         data=DataConfig(
             path="ct_phantoms",
@@ -64,7 +65,7 @@ def demo_runs() -> dict[str, RunConfig]:
         ),
         losses={"l1": {"weight": 1.0, "per_element": True}, "kl": {"weight": 1e-7}},
         training=TrainingConfig(
-            batch_size=2, learning_rate=3e-3, max_steps=120, checkpoint_every=60, validate_every=60, val_images=4
+            batch_size=4, learning_rate=3e-3, max_steps=500, checkpoint_every=250, validate_every=50, val_images=4
         ),
     )
     return {"photos": photos, "digits": digits, "ct": ct}
