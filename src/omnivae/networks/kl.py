@@ -315,7 +315,7 @@ def _middle(channels: int, dim: int, num_groups: int, attention: bool) -> nn.Mod
 def _normalize(norm: nn.Module, x: Tensor) -> Tensor:
     # Autocast would hand on a float32 copy of every activation. The kernel accumulates its statistics in float32 for
     # any input, and the convolution that follows rounds to the input's precision anyway.
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
         return norm(x)
     with torch.autocast(x.device.type, enabled=False):
         weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)  # type: ignore[operator,union-attr]

@@ -1,0 +1,70 @@
+"""Plans say what really happens: shapes of random cases, bytes of runs without tiles, and budgets that do not do."""
+
+import random
+
+import pytest
+import torch
+
+import omnivae
+from omnivae.cli.main import main
+from omnivae.jobs.plan import parse_shape, plan_model
+from omnivae.models.tiled.memory import AllocationTracker
+
+
+def tiny(dim, **more):
+    arguments = {"in_channels": 1, "channels": (4, 4), "num_res_blocks": 1, "num_groups": 2, "mid_attention": False}
+    return omnivae.kl_autoencoder(**(arguments | {"dim": dim} | more)).eval()
+
+
+MODELS = {
+    "1-D": lambda: tiny(1),
+    "2-D": lambda: tiny(2, in_channels=3, channels=(4, 4, 4)),
+    "3-D": lambda: tiny(3),
+    "codes": lambda: omnivae.vq_vae(in_channels=1, image_size=None, channels=(4, 4), latent_dim=3).eval(),
+    "vector": lambda: omnivae.conv_vae(in_channels=1, image_size=12, latent_dim=3).eval(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_are_those_of_real_runs(name):
+    model = MODELS[name]()
+    generator = random.Random(0)
+    for _ in range(40 if name == "vector" else 240):
+        size = [generator.randint(1, 12 if name == "vector" else 16) for _ in range(model.dim)]
+        batch = generator.randint(1, 2)
+        plan = plan_model(model, (batch, model.in_channels, *size))
+        with torch.no_grad():
+            posterior = model.encode(torch.zeros(plan.input_shape))
+            assert tuple(posterior.shape) == plan.latent_shape
+            assert tuple(model.decode(posterior).shape) == plan.output_shape
+            assert model._pad(torch.zeros(plan.input_shape)).shape[2:] == plan.padded_size
+
+
+def test_bytes_are_those_of_real_runs():
+    model = tiny(2, channels=(8, 16))
+    plan = plan_model(model, (1, 64, 96))
+    for network, shape, planned in (
+        (model.encoder, plan.input_shape, plan.encode_bytes),
+        (model.decoder, plan.latent_shape, plan.decode_bytes),
+    ):
+        with AllocationTracker() as tracker, torch.no_grad():
+            network(torch.zeros(shape).contiguous(memory_format=torch.channels_last))
+        assert tracker.peak == pytest.approx(planned, rel=0.2)
+
+
+def test_a_budget_that_is_too_small_names_one_that_does(tmp_path, capsys):
+    tiny(2).save_pretrained(tmp_path / "model")
+    assert main(["plan", str(tmp_path / "model"), "--input", "1x256x256", "--memory", "20kB"]) == 2
+    assert "or more" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "model"), "--input", "1x256x256", "--memory", "2MB"]) == 0
+    shown = capsys.readouterr().out
+    assert "encode, tiled" in shown
+    assert "about" in shown
+    assert main(["plan", str(tmp_path / "model"), "--input", "3x256x256"]) == 2
+    assert "1xHxW" in capsys.readouterr().err
+
+
+def test_shapes_as_text():
+    assert parse_shape("1x512x512x300") == (1, 512, 512, 300)
+    with pytest.raises(ValueError, match="expected numbers"):
+        parse_shape("512 by 512")
