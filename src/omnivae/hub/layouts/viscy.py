@@ -24,14 +24,14 @@ from omnivae.hub.layouts.base import (
 )
 
 #: Blocks of each stage, kind of block or first width -> timm's name.
-_RESNETS = {
+_RESNETS: dict[tuple[tuple[int, ...], str], str] = {
     ((2, 2, 2, 2), "basic"): "resnet18",
     ((3, 4, 6, 3), "basic"): "resnet34",
     ((3, 4, 6, 3), "bottleneck"): "resnet50",
     ((3, 4, 23, 3), "bottleneck"): "resnet101",
     ((3, 8, 36, 3), "bottleneck"): "resnet152",
 }
-_CONVNEXTS = {
+_CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 6, 2), 40): "convnext_atto",
     ((2, 2, 6, 2), 48): "convnext_femto",
     ((2, 2, 6, 2), 64): "convnext_pico",
