@@ -41,7 +41,7 @@ class VF(AdaptiveLoss):
     """
 
     name = "vf"
-    needs = frozenset({"pixels", "one latent"})
+    needs = frozenset({"pixels", "pictures", "one latent"})
     through_decoder = True
     largest = 1e8
 

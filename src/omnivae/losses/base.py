@@ -51,7 +51,8 @@ class Loss(nn.Module, Component):
         name: key in the ``losses`` section of a configuration.
         num_samples: posterior samples K that the loss asks for.
         needs: what the model must have: what its posterior provides ("density", "diagonal", "indices", or the name of a
-            penalty), "prior", "independent prior" (in its dimensions), "kl of each element", "vector latent", "one latent".
+            penalty), "prior", "independent prior" (in its dimensions), "kl of each element", "vector latent", "one latent",
+            "images" (two spatial axes), "pictures" (images of 1 or 3 channels).
         instead: property that is missing -> the setting to change, where dropping the loss is not the first thing to do.
         replaces: losses that this one stands in the place of.
         decodes: whether it decodes latents of its own, a second pass through the decoder.

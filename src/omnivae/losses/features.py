@@ -33,7 +33,7 @@ class DFC(Loss):
     """
 
     name = "dfc"
-    needs = frozenset({"pixels"})
+    needs = frozenset({"pixels", "pictures"})
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ class LPIPS(Loss):
     """
 
     name = "lpips"
-    needs = frozenset({"pixels"})
+    needs = frozenset({"pixels", "images"})
 
     def __init__(
         self,

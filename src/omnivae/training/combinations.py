@@ -12,7 +12,17 @@ from omnivae.losses import AdaptiveLoss, Loss, Refusal
 OF_A_GAUSSIAN = frozenset({"density", "diagonal"})
 #: Properties of a model beyond what its posterior provides.
 OF_A_MODEL = frozenset(
-    {"pixels", "prior", "independent prior", "kl of each element", "vector latent", "one latent", "classes"}
+    {
+        "pixels",
+        "images",
+        "pictures",
+        "prior",
+        "independent prior",
+        "kl of each element",
+        "vector latent",
+        "one latent",
+        "classes",
+    }
 )
 
 
@@ -74,11 +84,17 @@ def properties(vae: nn.Module) -> frozenset[str]:
 
     Example:
         >>> import omnivae
-        >>> sorted(properties(omnivae.conv_vae(channels=(4,), image_size=8)))
+        >>> two, three = (properties(omnivae.conv_vae(channels=(4,), image_size=8, dim=dim)) for dim in (2, 3))
+        >>> sorted(three)
         ['density', 'diagonal', 'independent prior', 'kl of each element', 'one latent', 'pixels', 'prior', 'vector latent']
+        >>> sorted(two - three)
+        ['images', 'pictures']
     """
     have = set(getattr(vae.posterior, "provides", frozenset()))
-    have |= {"pixels"} if getattr(vae, "pixels", True) else set()
+    pixels = getattr(vae, "pixels", True)
+    have |= {"pixels"} if pixels else set()
+    have |= {"images"} if pixels and vae.dim == 2 else set()
+    have |= {"pictures"} if pixels and vae.dim == 2 and vae.in_channels in (1, 3) else set()
     # Of several levels each has its prior, which the levels above decide; a class that is inferred is a latent too.
     levels = getattr(vae, "num_levels", 1)
     classes = {"classes"} if hasattr(vae, "classify") else set()
@@ -97,6 +113,13 @@ def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, hav
         return Refusal(
             f"the loss {name!r} compares pixels, and this {type(vae).__name__} reads sentences",
             ("use nll, or iwae in the place of nll and kl", "train a model of images"),
+        )
+    if missing & {"images", "pictures"}:
+        kind = "images" if "images" in missing else "images of 1 or 3 channels"
+        return Refusal(
+            f"the loss {name!r} looks at {kind} through a network trained on photographs, and this "
+            f"{type(vae).__name__} is of {vae.in_channels} channels in {vae.dim}-D",
+            (f"drop {name!r}", "use l1 or mse in its place"),
         )
     if "classes" in missing:
         return Refusal(
