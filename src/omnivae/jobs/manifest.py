@@ -7,6 +7,7 @@ two ends; of images in archives, the hash of their bytes.
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from omnivae.data import DataSplits, ImageDataset
 from omnivae.files import write_atomic
+from omnivae.jobs.conditions import COND
+from omnivae.models.storage import STATISTICS
 
 MANIFEST = "data.tsv.gz"
 #: Archives of more images are not read through before a run: so many of them are fingerprinted, the rest by name only.
@@ -64,6 +67,19 @@ def data_changes(directory: Path, splits: DataSplits) -> list[str]:
         "in another split": sorted(k for k in both if before[k][0] != now[k][0] and k not in edited),
     }
     return [f"{len(keys)} images {what}, such as {keys[0]}" for what, keys in found.items() if keys]
+
+
+def told_changes(directory: Path, splits: DataSplits) -> list[str]:
+    """Return whether a run was told something else about its images than it would be now.
+
+    Args:
+        directory: the run.
+        splits: its data as it is now.
+    """
+    file = directory / "model" / STATISTICS
+    before = json.loads(file.read_text()).get(COND) if file.is_file() else None
+    now = None if splits.condition is None else json.loads(json.dumps(splits.condition.to_dict()))
+    return [] if before is None or before == now else ["their classes or attributes (data.cond) are others"]
 
 
 def trained_on(directory: Path, dataset: ImageDataset) -> int:

@@ -20,12 +20,12 @@ from omnivae.data.downloads import PUBLISHED
 from omnivae.files import remove_leftovers, replace_atomic, write_atomic
 from omnivae.jobs.conditions import COND, condition_of, refuse_mismatch
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
-from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, write_manifest
+from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, told_changes, write_manifest
 from omnivae.jobs.processes import train_in_processes
 from omnivae.jobs.volume_data import for_report, prepared_like, shape_of_stacks, usual_metrics
 from omnivae.losses import Loss
 from omnivae.models import VAE
-from omnivae.models.storage import STATISTICS, load_exactly
+from omnivae.models.storage import load_exactly
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult
 from omnivae.training.corruption import Corruption
@@ -36,14 +36,7 @@ log = logging.getLogger(__name__)
 
 #: What a model remembers of its data section, to see other images the way it saw those.
 PREPARATION = (
-    "cond",
-    "image_size",
-    "channels",
-    "binarize",
-    "input_range",
-    "clip",
-    "channel_axis",
-    "pages_as_channels",
+    *("cond", "image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels"),
     "volume",
 )
 #: Recipes whose models have three spatial axes without being told.
@@ -432,19 +425,6 @@ def check_data(directory: Path, splits: DataSplits, *, accept_changes: bool = Fa
             "another directory, or continue on what is there with --accept_changes true"
         )
     log.warning("continuing on other images than before: %s", "; ".join(changes))
-
-
-def told_changes(directory: Path, splits: DataSplits) -> list[str]:
-    """Return whether a run was told something else about its images than it would be now.
-
-    Args:
-        directory: the run.
-        splits: its data as it is now.
-    """
-    file = directory / MODEL / STATISTICS
-    before = json.loads(file.read_text()).get(COND) if file.is_file() else None
-    now = None if splits.condition is None else json.loads(json.dumps(splits.condition.to_dict()))
-    return [] if before is None or before == now else ["their classes or attributes (data.cond) are others"]
 
 
 def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:
