@@ -102,6 +102,8 @@ def for_report(dataset: Any) -> Any:
     """
     if not isinstance(dataset, VolumeDataset):
         return dataset
+    if dataset.transform.cutting == "whole":
+        return Subset(centres(dataset), range(min(len(dataset), REPORT_PATCHES)))
     voxels = math.prod(dataset.transform.shape[1:])
     count = min(len(dataset), max(REPORT_PATCHES, REPORT_VOXELS // voxels))
     return Subset(dataset, sorted({round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)}))
