@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 from omnivae import Tiled
 from omnivae.data import DataConfig, load_data
 from omnivae.data.volume_config import VolumeConfig
-from omnivae.data.volumes import write_volume
+from omnivae.data.volumes import read_volume, write_volume
 from omnivae.jobs import volume_data
 from omnivae.jobs.config import RunConfig, differences
 from omnivae.jobs.evaluate import evaluate_model, images_for
 from omnivae.jobs.train import train
+from omnivae.jobs.volumes_codec import VolumeCodec
+from omnivae.jobs.volumes_reconstruct import reconstruct_volumes
 from omnivae.models import VAE
 from omnivae.training import TrainingConfig
 from omnivae.volume import Volume
@@ -208,3 +210,47 @@ def test_runs_from_before_there_were_volumes_continue() -> None:
 def test_configurations_of_volumes_come_back(scans: Path) -> None:
     asked = run_of(scans)
     assert RunConfig.from_dict(json.loads(json.dumps(asked.to_dict()))).data == asked.data
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"unit": "arbitrary", "intensity": "zscore"},
+        {"unit": "arbitrary", "intensity": "zscore", "deviations": 1.0, "clip": False},
+        {"unit": "HU", "intensity": "zscore", "deviations": 3.0, "spacing": 2.5},
+        {"unit": "arbitrary", "intensity": "percentiles", "percentiles": (1.0, 99.0), "orientation": "stored"},
+    ],
+)
+def test_reconstruct_knows_every_contract_that_training_writes(
+    scans: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    """What the codec shows the model is what training showed it, and a model that keeps it gives the file back."""
+    asked = run_of(scans, max_steps=1, checkpoint_every=1, validate_every=1)
+    model = dict(MODEL) | ({} if settings.get("clip", True) else {"value_range": [-1.0, 1.0]})
+    prepared = VolumeConfig(patch_size=8, patches_per_volume=1, **settings)  # type: ignore[arg-type]
+    asked = replace(asked, model=model, data=replace(asked.data, volume=prepared))
+    train(asked, tmp_path / "run", progress=False, report=False)
+    loaded, dataset, _ = images_for(tmp_path / "run", None, "all", None, "32")
+    seen: list[torch.Tensor] = []
+
+    class Keeping(VolumeCodec):
+        def _run(self, array: np.ndarray, progress: object) -> np.ndarray:
+            seen.append(torch.from_numpy(array.copy()))
+            return array.copy()
+
+    codec = Keeping(loaded)
+    item = dataset[0]
+    before = read_volume(scans / item["key"], unit=codec.unit)
+    rebuilt = codec(before)
+    torch.testing.assert_close(seen[0], item["x"], atol=2e-5, rtol=0)
+    low, high = rebuilt.window
+    assert rebuilt.below == (before.array < low).sum()
+    assert rebuilt.above == (before.array > high).sum()
+    if "spacing" not in settings:
+        expected = before.array.astype(float).clip(low, high)
+        np.testing.assert_allclose(rebuilt.reconstruction.array, expected, atol=0.51)  # rounded to the file's integers
+    (result,) = reconstruct_volumes(tmp_path / "run", [scans / item["key"]], tmp_path / "out", progress=False)
+    after = read_volume(tmp_path / "out" / result.output, unit=codec.unit)
+    assert after.size == before.size
+    assert np.array_equal(after.affine, before.affine)
+    assert result.metrics

@@ -28,7 +28,8 @@ class Rebuilt:
         below: voxels below the model's window, which came back as its lower end.
         above: voxels above it.
         resampled: whether voxels were interpolated on the way there and back.
-        window: lowest and highest value that the model sees of this volume; of the first channel where they differ.
+        window: lowest and highest value that the model sees of this volume, of the first channel where they differ; without
+            clipping, of all values.
         notes: what a reader must know.
     """
 
@@ -119,7 +120,11 @@ class VolumeCodec:
         back = applied.inverse(decoded)
         window = applied.facts.get("window", list(self.model.value_range))
         first = [float(np.asarray(end).reshape(-1)[0]) for end in window]
-        below, above = _outside(volume.array, window)
+        below = above = 0
+        if self.contract.get("clip", True):
+            below, above = _outside(volume.array, window)
+        else:
+            first = [min(first[0], float(volume.array[0].min())), max(first[1], float(volume.array[0].max()))]
         array, lost = _as_stored(back.array, volume.array.dtype)
         notes = [f"{lost:,} values beyond {volume.array.dtype} became its ends"] if lost else []
         return Rebuilt(
@@ -162,8 +167,8 @@ class VolumeCodec:
 
 
 def _said(contract: Mapping[str, Any]) -> str:
-    numbers = contract.get("window") or contract.get("percentiles")
-    return f"{'window' if 'window' in contract else 'percentiles'} {numbers}, unit {contract.get('unit', 'arbitrary')}"
+    kind = next((name for name in ("window", "percentiles", "zscore") if name in contract), "window")
+    return f"{kind} {contract.get(kind)}, unit {contract.get('unit', 'arbitrary')}"
 
 
 def _outside(array: np.ndarray, window: Any) -> tuple[int, int]:

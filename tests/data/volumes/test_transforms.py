@@ -16,6 +16,7 @@ from omnivae.data.volumes import (
     Pipeline,
     Resample,
     Window,
+    ZScore,
     contract_pipeline,
     resample,
 )
@@ -239,6 +240,28 @@ def test_a_contract_there_and_back():
         applied.inverse(np.zeros((1, 3, 3, 3)))
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_zscores_there_and_back(clip):
+    volume = noise((13, 11, 9), affine=TILTED)
+    two = volume.with_array(np.concatenate([volume.array, 7 * volume.array + 900]))
+    contract = {"unit": "arbitrary", "zscore": 1.0, "range": [-1, 1], "orientation": "RAS", "clip": clip}
+    applied = contract_pipeline(contract)(two)
+    values = two.array.reshape(2, -1).astype(np.float64)
+    expected = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
+    if clip:
+        assert applied.volume.array.min() == -1
+        assert applied.volume.array.max() == 1
+        inside = (np.abs(expected) < 1).reshape(two.array.shape)
+    else:
+        seen = Orient("RAS").plan(two).forward(two.with_array(expected.reshape(two.array.shape)), "linear")
+        np.testing.assert_allclose(applied.volume.array, seen.array, atol=1e-5)
+        inside = np.ones(two.array.shape, bool)
+    assert inside.mean() > 0.3
+    back = applied.inverse(applied.volume.array)
+    np.testing.assert_allclose(back.array[inside], two.array[inside], atol=0.02)
+    assert np.array_equal(back.affine, two.affine)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -250,7 +273,10 @@ def test_a_contract_there_and_back():
         (lambda: Pad(multiple=0), "at least 1"),
         (lambda: Crop((4, 4)), "or three"),
         (lambda: contract_pipeline({"window": [0, 1], "percentile": 3}), "percentile; expected keys"),
-        (lambda: contract_pipeline({"range": [0, 1]}), "one of window and percentiles"),
+        (lambda: contract_pipeline({"range": [0, 1]}), "expected one of window, percentiles, zscore"),
+        (lambda: contract_pipeline({"window": [0, 1], "zscore": 4.0}), "expected one of window, percentiles, zscore"),
+        (lambda: ZScore(0), "a number above 0"),
+        (lambda: ZScore().plan(Volume(np.full((1, 2, 2, 2), 7.0), np.eye(4))), "the same value 7 everywhere"),
         (lambda: Orient().plan(Volume(np.zeros((1, 2, 2, 2)), np.eye(4), space="stage")), "of patients only"),
     ],
 )

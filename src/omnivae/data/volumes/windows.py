@@ -1,4 +1,4 @@
-"""Transforms of values with an inverse: windows of Hounsfield units and of percentiles; a model's intensity contract."""
+"""Transforms of values with an inverse: windows of Hounsfield units, percentiles, z-scores; a model's intensity contract."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ HU_WINDOWS: Mapping[str, tuple[float, float]] = {
     "soft tissue": (-160.0, 240.0),
     "bone": (-500.0, 1300.0),
 }
-_CONTRACT = {"unit", "window", "percentiles", "range", "orientation", "spacing", "clip"}
+_KINDS = ("window", "percentiles", "zscore")
+_CONTRACT = {"unit", *_KINDS, "range", "orientation", "spacing", "clip"}
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,61 @@ class Percentiles(Transform):
         return _linear(volume, ends[:, 0], ends[:, 1], self.range, self.clip)
 
 
+@dataclass(frozen=True)
+class ZScore(Transform):
+    """Map the mean of each channel of a volume, ± some standard deviations, linearly to a range.
+
+    ``y = first + (last - first) (x - mean + d std) / (2 d std)`` with the population's standard deviation: with the range (-1, 1),
+    one deviation and no clipping this is the z-score itself.
+
+    Args:
+        deviations: d, that become the ends of the range; above 0.
+        range: of the result.
+        clip: whether values beyond become the ends.
+
+    Raises:
+        ValueError: for numbers out of their ranges, and volumes with a channel whose values are all equal.
+
+    Example:
+        >>> volume = Volume(np.array([2.0, 4.0, 6.0, 8.0]).reshape(1, 4, 1, 1), np.eye(4))
+        >>> ZScore(1.0, range=(-1.0, 1.0), clip=False).plan(volume).forward(volume, "linear").array.ravel().round(3).tolist()
+        [-1.342, -0.447, 0.447, 1.342]
+    """
+
+    deviations: float = 4.0
+    range: tuple[float, float] = (0.0, 1.0)
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.deviations < np.inf or not self.range[0] < self.range[1]:
+            raise ValueError(
+                f"got {self.deviations} standard deviations and the range {tuple(self.range)}; expected a number above 0, and a "
+                "range that rises"
+            )
+
+    def plan(self, volume: Volume) -> Step:
+        flat = volume.array.reshape(len(volume.array), -1)
+        mean, std = (getattr(flat, name)(axis=1, dtype=np.float64) for name in ("mean", "std"))
+        if (std == 0).any():
+            raise ValueError(
+                f"{volume.source or 'the volume'} holds the same value {mean[std == 0][0]:g} everywhere: leave it out"
+            )
+        return _linear(volume, mean - self.deviations * std, mean + self.deviations * std, self.range, self.clip)
+
+
 def contract_pipeline(intensity: Mapping[str, Any]) -> Pipeline:
     """Return the transforms that a model's intensity contract asks for.
 
     Args:
         intensity: such as ``{"unit": "HU", "window": [-1000, 1000], "range": [0, 1], "orientation": "RAS", "clip": True}``, or
-            with ``percentiles`` in the window's place; ``orientation`` and ``spacing`` may be absent.
+            with ``percentiles``, two numbers, or ``zscore``, a number of standard deviations, in the window's place;
+            ``orientation`` and ``spacing`` may be absent. Every contract that training writes is one of these.
 
     Returns:
         Orientation, spacing, window.
 
     Raises:
-        ValueError: for unknown keys, and without window and percentiles.
+        ValueError: for unknown keys, and without exactly one of window, percentiles and zscore.
 
     Example:
         >>> contract_pipeline({"unit": "HU", "window": [-1000, 1000], "range": [0, 1], "orientation": "RAS"}).transforms[0]
@@ -122,8 +166,8 @@ def contract_pipeline(intensity: Mapping[str, Any]) -> Pipeline:
         raise ValueError(
             f"got an intensity contract with {', '.join(odd)}; expected keys of {', '.join(sorted(_CONTRACT))}"
         )
-    if ("window" in intensity) == ("percentiles" in intensity):
-        raise ValueError(f"got an intensity contract {dict(intensity)}; expected one of window and percentiles")
+    if sum(kind in intensity for kind in _KINDS) != 1:
+        raise ValueError(f"got an intensity contract {dict(intensity)}; expected one of {', '.join(_KINDS)}")
     transforms: list[Transform] = []
     if intensity.get("orientation"):
         transforms.append(Orient(intensity["orientation"]))
@@ -134,6 +178,8 @@ def contract_pipeline(intensity: Mapping[str, Any]) -> Pipeline:
     if "window" in intensity:
         first, last = intensity["window"]
         transforms.append(Window(first, last, (low, high), clip, unit=intensity.get("unit", "HU")))
+    elif "zscore" in intensity:
+        transforms.append(ZScore(float(intensity["zscore"]), (low, high), clip))
     else:
         first, last = intensity["percentiles"]
         transforms.append(Percentiles(first, last, (low, high), clip))
