@@ -16,21 +16,36 @@ def tiny(dim, **more):
     return omnivae.kl_autoencoder(**(arguments | {"dim": dim} | more)).eval()
 
 
+def spatial(dim, channels):
+    return omnivae.conv_vae(
+        in_channels=1, channels=channels, latent_dim=2, dim=dim, latent="spatial", norm="none"
+    ).eval()
+
+
+#: Model and number of cases, 1,000 together: most for networks of few layers, whose runs take little.
 MODELS = {
-    "1-D": lambda: tiny(1),
-    "2-D": lambda: tiny(2, in_channels=3, channels=(4, 4, 4)),
-    "3-D": lambda: tiny(3),
-    "codes": lambda: omnivae.vq_vae(in_channels=1, image_size=None, channels=(4, 4), latent_dim=3).eval(),
-    "vector": lambda: omnivae.conv_vae(in_channels=1, image_size=12, latent_dim=3).eval(),
+    "1-D": (lambda: spatial(1, (2, 2, 2)), 260),
+    "2-D": (lambda: spatial(2, (2, 2)), 260),
+    "3-D": (lambda: spatial(3, (2,)), 260),
+    "codes": (lambda: omnivae.vq_vae(in_channels=3, image_size=None, channels=(2, 2), latent_dim=3).eval(), 80),
+    "kl 2-D": (lambda: tiny(2, in_channels=3, channels=(2, 2, 2)), 40),
+    "kl 3-D": (lambda: tiny(3), 20),
+    "video": (lambda: omnivae.VideoVAE(in_channels=1, base_channels=2, num_res_blocks=1, num_groups=2).eval(), 10),
+    "vector": (lambda: omnivae.conv_vae(in_channels=1, image_size=12, channels=(2, 2), latent_dim=3).eval(), 70),
 }
+
+
+def test_a_thousand_cases():
+    assert sum(cases for _, cases in MODELS.values()) == 1000
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_are_those_of_real_runs(name):
-    model = MODELS[name]()
+    make, cases = MODELS[name]
+    model = make()
     generator = random.Random(0)
-    for _ in range(40 if name == "vector" else 240):
-        size = [generator.randint(1, 12 if name == "vector" else 16) for _ in range(model.dim)]
+    for _ in range(cases):
+        size = [generator.randint(1, 12 if name == "vector" else 24) for _ in range(model.dim)]
         batch = generator.randint(1, 2)
         plan = plan_model(model, (batch, model.in_channels, *size))
         with torch.no_grad():
@@ -38,6 +53,7 @@ def test_shapes_are_those_of_real_runs(name):
             assert tuple(posterior.shape) == plan.latent_shape
             assert tuple(model.decode(posterior).shape) == plan.output_shape
             assert model._pad(torch.zeros(plan.input_shape)).shape[2:] == plan.padded_size
+            assert all(n % m == 0 for n, m in zip(plan.padded_size, plan.valid_multiples, strict=True))
 
 
 def test_bytes_are_those_of_real_runs():
