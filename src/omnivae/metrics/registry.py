@@ -170,5 +170,5 @@ def measurable(names: Sequence[str], model: Any) -> list[str]:
 
 def _has_boundaries(model: Any) -> bool:
     """Return whether the clips that a model was trained on pass from one stack of frames to the next."""
-    size = model.statistics.get("image_size") if hasattr(model, "boundaries") else None
+    size: Any = model.statistics.get("image_size") if hasattr(model, "boundaries") else None
     return bool(size) and bool(model.boundaries(size[0]))

@@ -42,8 +42,9 @@ class HoleWatch:
             output: the model's output.
         """
         posterior = output.latents[0].posterior
-        fits = type(posterior) is DiagonalGaussian and posterior.mean.ndim == 2 and posterior.cond is None
-        if len(output.latents) > 1 or not fits or sum(map(len, self._means)) >= MOST_IMAGES:
+        if not isinstance(posterior, DiagonalGaussian) or posterior.mean.ndim != 2 or posterior.cond is not None:
+            return
+        if len(output.latents) > 1 or sum(map(len, self._means)) >= MOST_IMAGES:
             return
         self._means.append(posterior.mean.detach().float().cpu())
         self._logvars.append(posterior.logvar.detach().float().cpu())

@@ -41,6 +41,7 @@ from omnivae.training.opponents import Opponents, has_opponent
 from omnivae.training.order import EpochView, StepOrder, UnreadableData, ValidationOrder
 from omnivae.training.progress import Progress
 from omnivae.training.result import CHECKPOINTS, FitResult
+from omnivae.training.shallow import ShallowConvolutions
 from omnivae.training.sharded import ShardedEma, ShardedModule, check_sharded
 from omnivae.training.strategies import AverageStatistics, trainer_arguments
 from omnivae.training.world import World, check_world, world
@@ -145,7 +146,7 @@ def fit(
     callbacks += [(ShardedEma if sharded else Ema)(config.ema)] if config.ema else []
     monitor = CollapseMonitor(total_steps, config.on_collapse)
     recorder = FlightRecorder(directory)
-    callbacks += [HalfPrecision(), RunLog(directory, config.log_every), recorder, stop]
+    callbacks += [HalfPrecision(), ShallowConvolutions(), RunLog(directory, config.log_every), recorder, stop]
     if progress:
         callbacks.append(Progress(total_steps))
     if draw is not None:
