@@ -65,7 +65,8 @@ TRAIN = words("""
     losses.vf.weight losses.vf.weights_path output report training.accumulate training.batch_size training.betas
     training.channels_last training.checkpoint_every training.compile training.corrupt training.corrupt_strength
     training.devices training.draw_every
-    training.ema training.freeze training.freeze_epochs training.lr_multipliers training.gradient_checkpointing training.gradient_clip
+    training.ema training.freeze training.freeze_epochs training.lr_multipliers training.gradient_checkpointing
+    training.gradient_clip
     training.gradient_clip_algorithm training.learning_rate training.log_every training.max_steps
     training.num_epochs training.num_nodes training.on_collapse training.on_nonfinite training.optimizer
     training.precision training.schedule training.seed training.strategy training.val_images
@@ -228,7 +229,8 @@ OPTIONS = {
     "interpolate": "cond mode output precision steps to",
     "traverse": "cond image num_dimensions output precision reach span steps",
     "anomaly": """
-        data.limit data.path normal normal_label num_samples_nll num_worst output precision rate scores seed
+        data.limit data.path masks memory mode normal normal_label num_samples_nll num_worst output precision rate scores seed
+        smooth
     """,
     "denoise": "clean cond data.limit data.path output precision seed",
     "impute": "cond mask method num_samples output precision seed",
