@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from omnivae import VAE, DataConfig, load_data
 from omnivae.jobs.conditions import every_class, needed_condition
-from omnivae.jobs.train import run_data
+from omnivae.jobs.run_data import run_data
 from omnivae.models import SemiSupervisedVAE
 from omnivae.networks import MLPEncoder
 

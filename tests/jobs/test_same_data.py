@@ -7,7 +7,8 @@ from PIL import Image
 from omnivae.data import DataConfig
 from omnivae.jobs.config import RunConfig
 from omnivae.jobs.evaluate import images_for
-from omnivae.jobs.train import is_same_data, train
+from omnivae.jobs.run_data import is_same_data
+from omnivae.jobs.train import train
 from omnivae.training.config import TrainingConfig
 
 

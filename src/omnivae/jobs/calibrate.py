@@ -14,7 +14,7 @@ from omnivae.files import write_atomic
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.images import Part, encode_batches, images_to_encode, plan_batches
 from omnivae.jobs.progress import progress_bar
-from omnivae.jobs.train import data_for, is_same_data, run_data
+from omnivae.jobs.run_data import data_for, is_same_data, run_data
 from omnivae.models.storage import STATISTICS, find_model, model_hash
 from omnivae.training.device import Precision
 

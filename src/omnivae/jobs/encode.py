@@ -20,6 +20,7 @@ from omnivae.data.latents import FORMAT, KIND, STORE, PosteriorStore, identity
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.images import ImageList, Part, encode_batches, images_to_encode, not_gaussian, plan_batches
 from omnivae.jobs.progress import progress_bar
+from omnivae.jobs.run_data import data_for, run_data
 from omnivae.jobs.store import (
     Dtype,
     Entry,
@@ -32,7 +33,6 @@ from omnivae.jobs.store import (
     write_info,
 )
 from omnivae.jobs.text import is_text_model
-from omnivae.jobs.train import data_for, run_data
 from omnivae.models import VAE
 from omnivae.models.storage import find_model, model_hash
 from omnivae.training.device import Precision

@@ -17,7 +17,7 @@ from omnivae.data.volumes.dataset import VolumeDataset
 from omnivae.jobs.conditions import needed_condition
 from omnivae.jobs.factors import process_of, read_factors
 from omnivae.jobs.provenance import provenance_of
-from omnivae.jobs.train import data_for, is_same_data, run_data
+from omnivae.jobs.run_data import data_for, is_same_data, run_data
 from omnivae.jobs.volume_data import centres, in_tiles, shown_whole, usual_metrics
 from omnivae.metrics import Evaluation, evaluate
 from omnivae.metrics.registry import measurable

@@ -165,7 +165,7 @@ def text_for(model: str | Path, path: str | None, split: Split) -> tuple[TextVAE
     Returns:
         The model, the sentences, the data that they are of, and the name of the split.
     """
-    from omnivae.jobs.train import is_same_data, run_data
+    from omnivae.jobs.run_data import is_same_data, run_data
 
     loaded = load_text_model(model)
     own = run_data(find_model(model))

@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from torch import nn
 
 from omnivae.component import suggestion
 from omnivae.data import DataConfig, DataSplits, TextSplits, collate, collate_text, is_text, load_data
-from omnivae.data.config import EMBEDDED
-from omnivae.data.downloads import PUBLISHED
 from omnivae.files import remove_leftovers, replace_atomic, write_atomic
 from omnivae.jobs.conditions import COND, condition_of, refuse_mismatch
 from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, told_changes, write_manifest
 from omnivae.jobs.processes import train_in_processes
-from omnivae.jobs.volume_data import for_report, prepared_like, shape_of_stacks, usual_metrics
+from omnivae.jobs.run_data import CONFIG, PREPARATION
+from omnivae.jobs.volume_data import for_report, shape_of_stacks, usual_metrics
 from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.models.storage import load_exactly
@@ -34,14 +33,9 @@ from omnivae.training.world import launched, num_processes, world
 
 log = logging.getLogger(__name__)
 
-#: What a model remembers of its data section, to see other images the way it saw those.
-PREPARATION = (
-    *("cond", "image_size", "channels", "binarize", "input_range", "clip", "channel_axis", "pages_as_channels"),
-    "volume",
-)
 #: Recipes whose models have three spatial axes without being told.
 VOLUME_RECIPES = ("maisi_vae", "beta_vae_25d", "beta_vae_monai", "video_vae")
-CONFIG, REPORT, MODEL, PICTURES, SKIPPED = "config.yaml", "report.html", "model", "pictures", "skipped.tsv"
+REPORT, MODEL, PICTURES, SKIPPED = "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
 REPORT_METRICS = (
     "psnr",
@@ -443,58 +437,3 @@ def draw(model: nn.Module, splits: DataSplits, path: Path) -> None:
     cond = None if cond is None else cond.to(device)
     picture = run_picture(model, shown["x"].to(device), cond=cond, spacing=shown.get("spacing_mm"))
     replace_atomic(path, lambda beside: picture.save(beside, format="PNG"))
-
-
-def run_data(directory: Path) -> DataConfig | None:
-    """Return the data section of the run that a path is in, or ``None`` for a bare model directory.
-
-    Args:
-        directory: a run or a model directory.
-
-    Returns:
-        The data section.
-    """
-    for candidate in (directory, directory.parent):
-        if (candidate / CONFIG).is_file():
-            return RunConfig.from_dict(read_yaml(candidate / CONFIG)).data
-    return None
-
-
-def data_for(model: VAE, path: str | None, base: DataConfig | None) -> DataConfig:
-    """Return how to read images for a trained model: prepared as in its training.
-
-    Args:
-        model: the model.
-        path: where the images are; the run's own data by default.
-        base: the run's data section, if known.
-
-    Returns:
-        The data section.
-
-    Raises:
-        ValueError: when neither a path nor a run is known.
-    """
-    if path is None and base is None:
-        raise ValueError("this model directory is not part of a run, so its images are not known: say --data.path DIR")
-    if base is not None:
-        if path is None:
-            return base
-        return replace(base, path=path, format=base.format if is_same_data(path, base) else "auto")
-    known = model.statistics.get("data", {})
-    if not known and (volumes := prepared_like(model.statistics, str(path))) is not None:
-        return volumes
-    prepared = {name: known[name] for name in PREPARATION if known.get(name) is not None}
-    return DataConfig(path=str(path), **prepared)
-
-
-def is_same_data(path: str, base: DataConfig) -> bool:
-    """Return whether a path names the data of a run, however it is written (a slash at the end, a link, another folder).
-
-    Args:
-        path: of images, or the name of a data set.
-        base: the run's data section.
-    """
-    names = (*EMBEDDED, *PUBLISHED)  # "digits" is a data set and "./digits" a folder
-    if path == base.path or path in names or base.path in names:
-        return path == base.path
-    return Path(path).expanduser().resolve() == Path(base.path).expanduser().resolve()
