@@ -72,6 +72,21 @@ def diffusers_kl(**changes: Any) -> nn.Module:
     )
 
 
+def cogvideox() -> nn.Module:
+    """Build CogVideoX's autoencoder of video, as released."""
+    import diffusers
+
+    return diffusers.AutoencoderKLCogVideoX()
+
+
+def deep_compression() -> nn.Module:
+    """Build the deep compression autoencoder of SANA, f32 with 32 channels."""
+    import diffusers
+
+    kinds = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    return diffusers.AutoencoderDC(encoder_block_types=kinds, decoder_block_types=kinds)
+
+
 ORIGINALS: dict[str, Callable[[], nn.Module]] = {
     "MONAI AutoencoderKlMaisi, as released": maisi,
     "MONAI AutoencoderKL, 2-D, defaults": lambda: monai_kl(2),
@@ -81,6 +96,8 @@ ORIGINALS: dict[str, Callable[[], nn.Module]] = {
     "diffusers AutoencoderKL, Flux's options": lambda: diffusers_kl(
         latent_channels=16, use_quant_conv=False, use_post_quant_conv=False
     ),
+    "diffusers AutoencoderKLCogVideoX, as released": cogvideox,
+    "diffusers AutoencoderDC, f32": deep_compression,
 }
 
 

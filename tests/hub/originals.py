@@ -57,6 +57,49 @@ def diffusers_kl(**changes):
     )
 
 
+def cogvideox(**changes):
+    import diffusers
+
+    arguments = {
+        "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+        "block_out_channels": (8, 8, 16, 16),
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+    }
+    return filled(diffusers.AutoencoderKLCogVideoX(**(arguments | changes)))
+
+
+def deep_compression(**changes):
+    import diffusers
+
+    arguments = {
+        "latent_channels": 4,
+        "attention_head_dim": 8,
+        "encoder_block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"),
+        "decoder_block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"),
+        "encoder_block_out_channels": (8, 8, 16),
+        "decoder_block_out_channels": (8, 8, 16),
+        "encoder_layers_per_block": (1, 1, 1),
+        "decoder_layers_per_block": (1, 2, 1),
+        "encoder_qkv_multiscales": ((), (), (5,)),
+        "decoder_qkv_multiscales": ((), (), (3, 5)),
+    }
+    return filled(diffusers.AutoencoderDC(**(arguments | changes)))
+
+
+#: Options of the deep compression autoencoder that published files have.
+HALVED_FIRST = {
+    "encoder_layers_per_block": (0, 1, 1),
+    "decoder_layers_per_block": (0, 2, 1),
+    "downsample_block_type": "conv",
+    "upsample_block_type": "interpolate",
+    "decoder_norm_types": ("batch_norm", "batch_norm", "rms_norm"),
+    "decoder_act_fns": ("relu", "relu", "silu"),
+}
+
+
 def monai_var(**changes):
     from monai.networks.nets import VarAutoEncoder
 

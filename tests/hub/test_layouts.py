@@ -17,7 +17,20 @@ def saved(tmp_path, tensors, name="weights.pt"):
 
 
 @pytest.mark.parametrize(
-    "layout", ["maisi", "maisi_attention", "kl", "kl_3d", "kl_transposed", "diffusers", "flux", "var"]
+    "layout",
+    [
+        "maisi",
+        "maisi_attention",
+        "kl",
+        "kl_3d",
+        "kl_transposed",
+        "diffusers",
+        "flux",
+        "var",
+        "cogvideox",
+        "dc",
+        "dc_halved",
+    ],
 )
 def test_equal_to_the_original(tmp_path, layout):
     original, title = {
@@ -40,6 +53,9 @@ def test_equal_to_the_original(tmp_path, layout):
             originals.diffusers_kl(use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False),
             "diffusers AutoencoderKL",
         ),
+        "cogvideox": lambda: (originals.cogvideox(), "diffusers AutoencoderKLCogVideoX"),
+        "dc": lambda: (originals.deep_compression(), "diffusers AutoencoderDC"),
+        "dc_halved": lambda: (originals.deep_compression(**originals.HALVED_FIRST), "diffusers AutoencoderDC"),
         "var": lambda: (originals.monai_var(num_res_units=2, norm="batch"), "MONAI VarAutoEncoder"),
     }[layout]()
     file = saved(tmp_path, original.state_dict())

@@ -136,7 +136,7 @@ def inputs_for(model: VAE, *, size: Sequence[int] | None = None, seed: int = 0) 
         Name to ``[1, C, *S]`` in the model's value range.
     """
     if size is None:
-        size = model.image_size or [s * n for s, n in zip(strides(model.encoder, model.dim), (2, 3, 2), strict=False)]
+        size = model.image_size or _whole(model)
     low, high = model.value_range
     generator = torch.Generator().manual_seed(seed)
     shape = (1, model.in_channels, *size)
@@ -151,6 +151,14 @@ def inputs_for(model: VAE, *, size: Sequence[int] | None = None, seed: int = 0) 
     planes = [picture.roll(c, dims=-1) for c in range(model.in_channels)]
     structured = torch.stack(planes).unsqueeze(0)
     return {"noise": low + (high - low) * noise, "structure": low + (high - low) * structured.clamp(0, 1)}
+
+
+def _whole(model: VAE) -> list[int]:
+    """Return a few strides along each axis, and one more where the model counts so (causal video)."""
+    stride = strides(model.encoder, model.dim)
+    size = model.padded_size([s * n for s, n in zip(stride, (2, 3, 2), strict=False)])
+    more = model.padded_size([n + 1 for n in size])
+    return [n + 1 if s > 1 and m == n + 1 else n for n, s, m in zip(size, stride, more, strict=True)]
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def read_checkpoint(path: str | Path, *, entry: str | None = None) -> Checkpoint
     """Read ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` or ``.safetensors`` as data.
 
     Nested dictionaries are looked through (``state_dict``, ``model_state_dict``, ``unet_state_dict``, ...); the rest of a
-    Lightning checkpoint is kept as plain data. A folder of diffusers is read with its ``config.json``.
+    Lightning checkpoint is kept as plain data. Weights of diffusers are read with the ``config.json`` beside them.
 
     Args:
         path: the file, or a folder that holds one.
@@ -129,7 +129,10 @@ def read_checkpoint(path: str | Path, *, entry: str | None = None) -> Checkpoint
     description = {str(k): plain for k, v in rest.items() if (plain := _plain(v)) is not None}
     others = {str(k): _words(v) for k, v in rest.items() if str(k) not in description}
     config = file.parent / "config.json"
-    stated = _read_config(config) if Path(path).is_dir() and config.is_file() else {}
+    stated = _read_config(config) if config.is_file() else {}
+    # Beside a file that is named alone, a config.json may belong to something else, unless diffusers wrote it.
+    if not Path(path).is_dir() and not str(stated.get("_class_name", "")).startswith("Autoencoder"):
+        stated = {}
     return Checkpoint(file, tensors, where, description, others, stated)
 
 

@@ -96,13 +96,16 @@ class VAE(nn.Module, Component):
             size: spatial size.
 
         Returns:
-            Each axis rounded up to a multiple of the stride, or the model's one canvas.
+            Each axis rounded up to a multiple of the stride, or as the encoder says; or the model's one canvas.
 
         Raises:
             ValueError: when the image is larger than the one canvas of the model.
         """
         stride = strides(self.encoder, len(size))
         if self.image_size is None:
+            own = getattr(self.encoder, "padded_size", None)  # causal video: one frame more than a multiple
+            if own is not None:
+                return own(size)
             return tuple(math.ceil(n / s) * s for n, s in zip(size, stride, strict=True))
         if any(n > m for n, m in zip(size, self.image_size, strict=True)):
             raise ValueError(
@@ -116,7 +119,7 @@ class VAE(nn.Module, Component):
         if self.image_size is not None:
             return ()
         padded = self.padded_size(size)
-        return tuple(n // s for n, s in zip(padded, strides(self.encoder, len(padded)), strict=True))
+        return tuple(math.ceil(n / s) for n, s in zip(padded, strides(self.encoder, len(padded)), strict=True))
 
     @property
     def float32_modules(self) -> tuple[str, ...]:

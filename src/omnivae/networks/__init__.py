@@ -4,6 +4,8 @@ from omnivae.networks.beta_vae_25d import VaeDecoder, VaeEncoder
 from omnivae.networks.conv import ConvDecoder, ConvEncoder
 from omnivae.networks.deep import DeepDecoder, DeepEncoder
 from omnivae.networks.dense import DenseAfter, DenseBefore
+from omnivae.networks.diffusers_cogvideox import CogVideoXDecoder, CogVideoXEncoder
+from omnivae.networks.diffusers_dc import DCDecoder, DCEncoder
 from omnivae.networks.kl import KLDecoder, KLEncoder
 from omnivae.networks.ladder import LadderDecoder, LadderEncoder
 from omnivae.networks.maisi import MaisiDecoder, MaisiEncoder
@@ -15,8 +17,12 @@ from omnivae.networks.video import LiftedNetwork
 from omnivae.networks.wavelet import WaveletEncoder
 
 __all__ = [
+    "CogVideoXDecoder",
+    "CogVideoXEncoder",
     "ConvDecoder",
     "ConvEncoder",
+    "DCDecoder",
+    "DCEncoder",
     "DeepDecoder",
     "DeepEncoder",
     "DenseAfter",

@@ -1,6 +1,6 @@
 """Layouts: how other libraries name the weights of their autoencoders. A layout registers by being defined."""
 
-from omnivae.hub.layouts import diffusers, latent_diffusion, monai, transvae, viscy
+from omnivae.hub.layouts import cogvideox, deep_compression, diffusers, latent_diffusion, monai, transvae, viscy
 from omnivae.hub.layouts.base import Alternative, Architecture, Choice, Layout, NotThisLayout, Reference
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "Layout",
     "NotThisLayout",
     "Reference",
+    "cogvideox",
+    "deep_compression",
     "diffusers",
     "latent_diffusion",
     "monai",

@@ -214,6 +214,20 @@ def groups_for(widths: Sequence[int], stated: Mapping[str, Any]) -> int:
     return groups
 
 
+def value_range(stated: Mapping[str, Any]) -> list[float]:
+    """Return the lowest and highest pixel value: as stated, or -1 and 1."""
+    given = stated.get("value_range", (-1.0, 1.0))
+    if not isinstance(given, (list, tuple)) or len(given) != 2:
+        raise NotThisLayout(f"got value_range={given!r}; expected two numbers, as in --set value_range=[0,1]")
+    return [float(given[0]), float(given[1])]
+
+
+def published(stated: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the factors by which the publisher scales latents, ``None`` where nothing is stated."""
+    found = {k: float(stated[k]) for k in ("scaling_factor", "shift_factor") if isinstance(stated.get(k), (int, float))}
+    return found or None
+
+
 def original(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Return a module of another library with weights in it, in evaluation mode; strictly."""
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)

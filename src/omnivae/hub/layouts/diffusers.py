@@ -23,7 +23,9 @@ from omnivae.hub.layouts.base import (
     indices,
     need,
     original,
+    published,
     translate,
+    value_range,
     without_randomness,
 )
 
@@ -135,14 +137,15 @@ def kl_architecture(
         made |= {"posterior.projection.weight": "identity", "posterior.projection.bias": "zeros"}
     if "post_quant_conv.weight" not in shapes:
         made |= {"decoder.post_quant.weight": "identity", "decoder.post_quant.bias": "zeros"}
-    config = _config(a, a["num_groups"])
+    pixels = value_range(stated)
+    config = _config(a, a["num_groups"], pixels)
     recipe = {"recipe": "kl_autoencoder", **{k: v for k, v in a.items() if k != "out_channels"}}
+    if pixels != [-1.0, 1.0]:
+        recipe["value_range"] = pixels
     stride = 2 ** (len(a["channels"]) - 1)
-    published = {
-        key: stated[key] for key in ("scaling_factor", "shift_factor") if isinstance(stated.get(key), (int, float))
-    }
+    factors = published(stated)
     fewer = a["num_groups"] // 2
-    regroup = (Alternative(f"{fewer} groups", _config(a, fewer), names),) if fewer else ()
+    regroup = (Alternative(f"{fewer} groups", _config(a, fewer, pixels), names),) if fewer else ()
     return Architecture(
         layout=layout,
         arguments=dict(a),
@@ -157,7 +160,7 @@ def kl_architecture(
             "compression": " x ".join([str(stride)] * a["dim"]) + f", {a['latent_dim']} latent channels",
             "up-sampling": "nearest",
         },
-        statistics={"published": published} if published else {},
+        statistics={"published": factors} if factors else {},
         unused=unused or {},
         made=made,
         choices=(
@@ -167,12 +170,12 @@ def kl_architecture(
             Choice(
                 "groups of the norms", str(a["num_groups"]), "32 where it divides every width, or as stated", regroup
             ),
-            Choice("intensities", "[-1, 1]", "usual for this layout; --set value_range=[0,1]"),
+            Choice("intensities", f"{pixels}", "usual for this layout, or as stated: value_range"),
         ),
     )
 
 
-def _config(a: Mapping[str, Any], groups: int) -> Config:
+def _config(a: Mapping[str, Any], groups: int, pixels: list[float]) -> Config:
     shared = {"dim": a["dim"], "num_groups": groups, "mid_attention": a["mid_attention"]}
     shared["num_res_blocks"] = a["num_res_blocks"]
     latent = a["latent_dim"]
@@ -190,6 +193,7 @@ def _config(a: Mapping[str, Any], groups: int) -> Config:
         "decoder": decoder | {"channels": list(a["channels"])[::-1], **shared},
         "likelihood": LAPLACE,
         "prior": STANDARD_NORMAL,
+        "value_range": pixels,
     }
 
 
