@@ -76,7 +76,8 @@ def anomaly_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of ``omnivae anomaly``."""
     parser = make_parser(
         "anomaly",
-        "Score how odd images are, and flag those above a threshold calibrated on held-out normal images.",
+        "Score how odd images or volumes are, and flag those above a threshold calibrated on held-out normal ones; of volumes also "
+        "a map of each in its own geometry.",
         "omnivae anomaly runs/healthy --normal healthy/held-out --data.path patients/ --output anomalies/",
     )
     parser.add_argument("model", type=str, help="a model directory or a run, trained on normal images")
@@ -91,7 +92,8 @@ def anomaly_parser() -> jsonargparse.ArgumentParser:
         "--scores",
         type=str,
         nargs="+",
-        help="reconstruction (squared error), elbo, nll (importance-weighted), regret (likelihood regret; slow); all by default",
+        help="reconstruction (squared error), elbo, nll (importance-weighted), regret (likelihood regret; slow); of volumes mean, "
+        "peak and max of the map; all by default",
     )
     parser.add_argument("--rate", type=float, default=0.05, help="share of normal images to be flagged")
     parser.add_argument(
@@ -107,8 +109,24 @@ def anomaly_parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the posterior noise and the intervals")
     parser.add_argument(
-        "--output", type=str, default="anomalies", help="directory for scores.csv, anomaly.json and worst.png"
+        "--output",
+        type=str,
+        default="anomalies",
+        help="directory for scores.csv, anomaly.json and worst.png; of volumes maps/ and figures/ instead of the last",
     )
+    parser.add_argument(
+        "--masks",
+        type=str | None,
+        default=None,
+        help="of volumes: folder of lesion masks under the volumes' names, or the mask of the one volume; AUROC of voxels",
+    )
+    parser.add_argument(
+        "--smooth", type=float, default=0.0, help="of volumes: standard deviation in mm of a Gaussian over the maps"
+    )
+    parser.add_argument(
+        "--memory", type=str | None, default=None, help="of volumes: budget such as 4GB; encode and decode tile by tile"
+    )
+    parser.add_argument("--mode", type=Literal["exact", "blended"], default="exact", help="of the tiles, with --memory")
     parser.add_argument(
         "--precision",
         type=Literal["32", "bf16", "16", "auto"],
@@ -121,8 +139,35 @@ def anomaly_parser() -> jsonargparse.ArgumentParser:
 def anomaly(argv: Sequence[str]) -> int:
     """Run the command."""
     from omnivae.jobs.anomaly import find_anomalies
+    from omnivae.jobs.evaluate import load
+    from omnivae.jobs.text import is_text_model
+    from omnivae.jobs.volumes_anomaly import find_volume_anomalies
+    from omnivae.report.volume_section import is_clips
 
     given = parse(anomaly_parser(), argv)
+    loaded = None if is_text_model(given.model) else load(given.model, given.precision)
+    if loaded is not None and loaded.dim == 3 and not is_clips(loaded):
+        _unused(given, ("normal_label", "num_worst", "num_samples_nll"), "images, and the model takes volumes")
+        volumes = find_volume_anomalies(
+            given.model,
+            given.data.path,
+            given.output,
+            normal=given.normal,
+            masks=given.masks,
+            smooth=given.smooth,
+            scores=given.scores,
+            rate=given.rate,
+            limit=given.data.limit,
+            memory=given.memory,
+            mode=given.mode,
+            seed=given.seed,
+            precision=given.precision,
+            loaded=loaded,
+        )
+        print("\n".join([*volumes.lines(), given.output]))
+        return 0
+    del loaded
+    _unused(given, ("masks", "smooth", "memory", "mode"), "volumes, and the model takes images")
     report = find_anomalies(
         given.model,
         given.data.path,
@@ -141,6 +186,14 @@ def anomaly(argv: Sequence[str]) -> int:
         print(line)
     print(given.output)
     return 0
+
+
+def _unused(given: jsonargparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Refuse options that the model does not take."""
+    plain = anomaly_parser().get_defaults()
+    for name in names:
+        if given[name] != plain[name]:
+            raise ValueError(f"got --{name}, which is for {what}: leave it out")
 
 
 def denoise_parser() -> jsonargparse.ArgumentParser:

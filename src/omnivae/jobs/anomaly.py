@@ -158,7 +158,7 @@ def find_anomalies(
     loaded, calibration, _ = images_for(model, normal, "auto", None, precision)
     chosen = _scores(scores, loaded)
     _, dataset, splits = images_for(model, path, "all", None, precision)
-    notes = _overlaps(find_model(model).parent, calibration, dataset)
+    notes = overlaps(find_model(model).parent, calibration, dataset)
     known = _anomalous(dataset, splits, normal_label, notes)
 
     values = []
@@ -203,6 +203,34 @@ def find_anomalies(
     return report
 
 
+def overlaps(run: Path, calibration: Any, dataset: Any, what: str = "images") -> list[str]:
+    """Say where images that must be apart are the same ones.
+
+    Args:
+        run: its directory.
+        calibration: normal images.
+        dataset: images to score.
+        what: they are called.
+
+    Returns:
+        Notes.
+    """
+    notes = []
+    seen = trained_on(run, calibration)
+    if seen:
+        notes.append(
+            f"{seen} of the {len(calibration)} normal {what} are among those that the model was trained on: their scores are too "
+            f"low, and more than the stated share of other normal {what} will be flagged"
+        )
+    contents = {calibration.content_hash(i) for i in range(len(calibration))}
+    both = sum(dataset.content_hash(i) in contents for i in range(len(dataset)))
+    if both:
+        notes.append(
+            f"{both} of the {len(dataset)} {what} to score are also among the normal ones that set the threshold"
+        )
+    return notes
+
+
 # -- inside
 
 
@@ -230,24 +258,6 @@ def _scores(names: Sequence[str] | None, model: Any) -> list[str]:
 
 def _of(chosen: list[str]) -> list[tuple[str, tuple[str, float]]]:
     return [(name, METRIC_OF[name]) for name in chosen]
-
-
-def _overlaps(run: Path, calibration: Any, dataset: Any) -> list[str]:
-    """Say where images that must be apart are the same ones."""
-    notes = []
-    seen = trained_on(run, calibration)
-    if seen:
-        notes.append(
-            f"{seen} of the {len(calibration)} normal images are among those that the model was trained on: their scores are too "
-            "low, and more than the stated share of other normal images will be flagged"
-        )
-    contents = {calibration.content_hash(i) for i in range(len(calibration))}
-    both = sum(dataset.content_hash(i) in contents for i in range(len(dataset)))
-    if both:
-        notes.append(
-            f"{both} of the {len(dataset)} images to score are also among the normal ones that set the threshold"
-        )
-    return notes
 
 
 def _anomalous(dataset: Any, splits: DataSplits, normal_label: str | None, notes: list[str]) -> dict[str, bool] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnivae.data.volumes.transforms import Applied
 from omnivae.data.volumes.windows import contract_pipeline
 from omnivae.models import VAE
 from omnivae.volume import Unit, Volume
@@ -100,6 +101,39 @@ class VolumeCodec:
             ValueError: for another unit, number of channels or a size that the model does not take.
             MemoryError: when it does not fit.
         """
+        return self._through(volume, progress)[0]
+
+    def with_errors(self, volume: Volume, *, progress: Callable[[float], None] | None = None) -> tuple[Rebuilt, Volume]:
+        """Encode and decode a volume, and say how far off each voxel is.
+
+        The errors are taken where the model sees the volume: values beyond its window count as the window's ends, and what
+        resampling to the model's voxel size loses is no error.
+
+        Args:
+            volume: in the unit of the contract.
+            progress: as of calling.
+
+        Returns:
+            The volume and what came back, and the absolute errors ``[1, I, J, K]`` float32 on its own grid: in HU for a contract
+            in HU; otherwise as shares of the model's window (1 is its width), averaged over the channels.
+
+        Raises:
+            ValueError: as of calling.
+            MemoryError: when it does not fit.
+        """
+        rebuilt, applied, decoded = self._through(volume, progress)
+        seen = applied.volume.array
+        first, last = self.contract["range"]
+        low, high = (first, last) if self.contract.get("clip", True) else (-math.inf, math.inf)
+        errors = np.abs(decoded.clip(low, high) - seen).mean(axis=0, keepdims=True, dtype=np.float32) / (last - first)
+        if self.unit == "HU":
+            ends = np.asarray(applied.facts["window"], dtype=np.float64)
+            errors *= np.float32((ends[1] - ends[0]).mean())
+        back = applied.inverse(errors.astype(np.float32, copy=False), values=False)
+        array = np.ascontiguousarray(back.array, dtype=np.float32)
+        return rebuilt, volume.with_array(array, unit=self.unit, channels=(), stored=None)
+
+    def _through(self, volume: Volume, progress: Callable[[float], None] | None) -> tuple[Rebuilt, Applied, np.ndarray]:
         name = volume.source and "the volume"
         if self.unit == "HU" and volume.unit != "HU":
             raise ValueError(
@@ -127,7 +161,7 @@ class VolumeCodec:
             first = [min(first[0], float(volume.array[0].min())), max(first[1], float(volume.array[0].max()))]
         array, lost = _as_stored(back.array, volume.array.dtype)
         notes = [f"{lost:,} values beyond {volume.array.dtype} became its ends"] if lost else []
-        return Rebuilt(
+        rebuilt = Rebuilt(
             original=volume,
             reconstruction=volume.with_array(array),
             below=below,
@@ -136,6 +170,7 @@ class VolumeCodec:
             window=(first[0], first[1]),
             notes=tuple(notes),
         )
+        return rebuilt, applied, decoded
 
     @torch.no_grad()
     def _run(self, array: np.ndarray, progress: Callable[[float], None] | None) -> np.ndarray:

@@ -203,6 +203,49 @@ def comparison_pictures(
     return [(title, slices_picture(layers, at)) for title, layers in found]
 
 
+def anomaly_picture(
+    original: Volume,
+    reconstruction: Volume,
+    errors: Volume,
+    *,
+    lesions: np.ndarray | None = None,
+    limit: float | None = None,
+    unit: str = "HU",
+    at: Sequence[int] | None = None,
+) -> bytes:
+    """Draw a volume, what a model made of it and where that is far off, in three planes through the worst place.
+
+    Args:
+        original: the volume.
+        reconstruction: of the same size.
+        errors: a map of one channel, 0 where all is well.
+        lesions: where they are known to be, bool ``[I, J, K]``; a row of its own.
+        limit: of the map's strongest colour; by default the map's 99.9th percentile, rounded up.
+        unit: of the map.
+        at: indices of the point that the planes go through; where the map, averaged over neighbours, is highest by default.
+
+    Returns:
+        PNG bytes.
+    """
+    from scipy.ndimage import uniform_filter
+
+    if at is None:
+        # Of a single voxel noise would say where.
+        near = uniform_filter(errors.array[0], 3, mode="nearest")
+        at = [int(i) for i in np.unravel_index(int(near.argmax()), near.shape)]
+    low, high = display_range(original)
+    limit = round_up(limit or float(np.percentile(errors.array, 99.9)))
+    layers = [
+        Layer("original", original, low, high),
+        Layer("reconstruction", reconstruction, low, high),
+        Layer("error", errors, 0, limit, colours="magma", unit=unit),
+    ]
+    if lesions is not None and lesions.any():
+        marked = errors.with_array(lesions[None].astype(np.float32))
+        layers.append(Layer("lesion", marked, 0, 1.4, colours="autumn", over=original, over_range=(low, high)))
+    return slices_picture(layers, at)
+
+
 def thumbnail(volume: Volume, *, side: int = 160) -> np.ndarray:
     """Return the three middle planes side by side as pixels.
 
