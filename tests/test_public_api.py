@@ -42,6 +42,9 @@ TRAIN = words("""
     data.cache data.channel_axis data.clip data.download data.image_column data.input_range data.label_column
     data.on_error data.pages_as_channels data.resolutions data.verify data.split_seed
     data.test_fraction data.val_fraction data.value_range
+    data.volume.cache_gb data.volume.channel_names data.volume.clip data.volume.deviations data.volume.flip_axes
+    data.volume.foreground data.volume.intensity data.volume.level data.volume.orientation data.volume.patch_size
+    data.volume.patches_per_volume data.volume.percentiles data.volume.spacing data.volume.unit data.volume.window
     losses.aae.depth losses.aae.discriminator_learning_rate losses.aae.weight losses.aae.width
     losses.dip.diagonal losses.dip.kind losses.dip.off_diagonal losses.dip.weight losses.factor.depth
     losses.factor.discriminator_learning_rate losses.factor.weight losses.factor.width losses.iwae.elbo_share
@@ -131,7 +134,7 @@ RECIPE_ARGUMENTS = {
         channels image_size in_channels latent_dim likelihood recipe value_range
     """,
     "kl_autoencoder": """
-        channels dim in_channels input_resolution latent_dim likelihood mid_attention num_groups num_res_blocks
+        attention_levels channels dim in_channels input_resolution latent_dim likelihood mid_attention num_groups num_res_blocks
         recipe value_range
     """,
     "cnn_vae": """
@@ -201,7 +204,9 @@ OPTIONS = {
         data.format data.image_column data.image_size
         data.input_range data.label_column data.limit data.on_error data.pages_as_channels data.split_seed
         data.test_fraction data.val_fraction data.value_range data.verify json picture seed html on_gaps series
+        data.clips data.frame_stride data.num_frames
     """,
+    "inspect-checkpoint": "config-out depth download entry into json key-map layout output partial set trials url",
     "doctor": "json look",
     "encode": """
         batch_size data.channels data.image_size data.limit data.on_error data.path data.split dtype num_workers output
@@ -250,6 +255,7 @@ OPTIONS = {
 
 POSITIONALS = {
     "inspect": "path",
+    "inspect-checkpoint": "file",
     "doctor": "run",
     "encode": "model",
     "prior": "model",

@@ -42,14 +42,14 @@ def monai_kl(dim=2, **changes):
     return filled(AutoencoderKL(dim, **(arguments | changes)))
 
 
-def diffusers_kl(**changes):
+def diffusers_kl(down=("DownEncoderBlock2D",) * 2, up=("UpDecoderBlock2D",) * 2, **changes):
     import diffusers
 
     return filled(
         diffusers.AutoencoderKL(
             block_out_channels=(32, 64),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
+            down_block_types=down,
+            up_block_types=up,
             layers_per_block=1,
             latent_channels=4,
             **changes,
@@ -110,14 +110,14 @@ def monai_var(**changes):
 class LatentDiffusionStage(nn.Module):
     """One stage as latent diffusion nests it."""
 
-    def __init__(self, blocks, **resample):
+    def __init__(self, blocks, attn=(), **resample):
         super().__init__()
-        self.block, self.attn = nn.ModuleList(blocks), nn.ModuleList()
+        self.block, self.attn = nn.ModuleList(blocks), nn.ModuleList(attn)
         for name, conv in resample.items():
             setattr(self, name, nn.ModuleDict({"conv": conv}))
 
 
-def latent_diffusion(dim=2, channels=(32, 64), latent=3, image=1, blocks=1):
+def latent_diffusion(dim=2, channels=(32, 64), latent=3, image=1, blocks=1, levels=(False, False)):
     """Return random weights under latent diffusion's names (CompVis' layout, in 3-D MedVAE's)."""
     conv = {2: nn.Conv2d, 3: nn.Conv3d}[dim]
 
@@ -130,18 +130,21 @@ def latent_diffusion(dim=2, channels=(32, 64), latent=3, image=1, blocks=1):
         }
         return nn.ModuleDict(parts | ({"nin_shortcut": conv(a, b, 1)} if a != b else {}))
 
+    def attention(c):
+        return nn.ModuleDict({"norm": nn.GroupNorm(32, c)} | {n: conv(c, c, 1) for n in ("q", "k", "v", "proj_out")})
+
     def middle(c):
-        attention = {"norm": nn.GroupNorm(32, c)} | {n: conv(c, c, 1) for n in ("q", "k", "v", "proj_out")}
-        return nn.ModuleDict({"block_1": res(c, c), "attn_1": nn.ModuleDict(attention), "block_2": res(c, c)})
+        return nn.ModuleDict({"block_1": res(c, c), "attn_1": attention(c), "block_2": res(c, c)})
 
     down, up, last = [], [], len(channels) - 1
     for i, c in enumerate(channels):
         before = channels[max(i - 1, 0)]
         more = {"downsample": conv(c, c, 3)} if i < last else {}
-        down.append(LatentDiffusionStage([res(before if j == 0 else c, c) for j in range(blocks)], **more))
+        attn = [attention(c) for _ in range(levels[i] * (blocks + 1))]
+        down.append(LatentDiffusionStage([res(before if j == 0 else c, c) for j in range(blocks)], attn[1:], **more))
         above = channels[min(i + 1, last)]
         more = {"upsample": conv(c, c, 3)} if i > 0 else {}
-        up.append(LatentDiffusionStage([res(above if j == 0 else c, c) for j in range(blocks + 1)], **more))
+        up.append(LatentDiffusionStage([res(above if j == 0 else c, c) for j in range(blocks + 1)], attn, **more))
     ends = [("conv_in", conv(image, channels[0], 3)), ("norm_out", nn.GroupNorm(32, channels[-1]))]
     encoder = nn.ModuleDict({"down": nn.ModuleList(down), "mid": middle(channels[-1]), **dict(ends)})
     encoder["conv_out"] = conv(channels[-1], 2 * latent, 3)

@@ -123,6 +123,7 @@ class Stage(nn.Module):
         num_res_blocks: number of blocks.
         dim: number of spatial axes.
         num_groups: groups of each group normalisation.
+        attention: whether attention follows each block.
         resample: last module, or ``None``.
     """
 
@@ -134,6 +135,7 @@ class Stage(nn.Module):
         *,
         dim: int,
         num_groups: int,
+        attention: bool,
         resample: nn.Module | None,
     ) -> None:
         super().__init__()
@@ -141,12 +143,17 @@ class Stage(nn.Module):
             ResBlock(in_channels if i == 0 else out_channels, out_channels, dim, num_groups)
             for i in range(num_res_blocks)
         )
+        self.attentions: nn.ModuleList | None = None
+        if attention:
+            self.attentions = nn.ModuleList(SpatialAttention(out_channels, num_groups) for _ in range(num_res_blocks))
         self.resample = resample
 
     def forward(self, x: Tensor, checkpointed: bool = False) -> Tensor:
         """Map ``[B, in_channels, *S]`` to ``[B, out_channels, *S']``, recomputing blocks backward if asked."""
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             x = _run(block, x, checkpointed)
+            if self.attentions is not None:
+                x = _run(self.attentions[i], x, checkpointed)
         return x if self.resample is None else self.resample(x)
 
 
@@ -162,6 +169,8 @@ class KLEncoder(nn.Module, Component):
         dim: number of spatial axes, 1 to 3.
         num_groups: groups of each group normalisation.
         mid_attention: whether the middle has attention between all positions.
+        attention_levels: for each stage, in the order of ``channels``, whether attention between all positions follows each
+            of its blocks, as in latent diffusion's f16 and f32; nowhere by default.
 
     Example:
         >>> encoder = KLEncoder(3, 8, (16, 32), num_res_blocks=1, num_groups=8)
@@ -179,9 +188,11 @@ class KLEncoder(nn.Module, Component):
         dim: int = 2,
         num_groups: int = 32,
         mid_attention: bool = True,
+        attention_levels: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
         _check(channels, num_res_blocks, dim)
+        levels = checked_levels(channels, attention_levels)
         self.dim = dim
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -196,6 +207,7 @@ class KLEncoder(nn.Module, Component):
                 num_res_blocks,
                 dim=dim,
                 num_groups=num_groups,
+                attention=levels[i],
                 resample=Downsample(width, dim) if i < last else None,
             )
             for i, width in enumerate(channels)
@@ -239,6 +251,8 @@ class KLDecoder(nn.Module, Component):
         dim: number of spatial axes, 1 to 3.
         num_groups: groups of each group normalisation.
         mid_attention: whether the middle has attention between all positions.
+        attention_levels: for each stage, in the order of ``channels``, whether attention between all positions follows each
+            of its blocks, as in latent diffusion's f16 and f32; nowhere by default.
 
     Example:
         >>> decoder = KLDecoder(4, 3, (32, 16), num_res_blocks=1, num_groups=8)
@@ -256,9 +270,11 @@ class KLDecoder(nn.Module, Component):
         dim: int = 2,
         num_groups: int = 32,
         mid_attention: bool = True,
+        attention_levels: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
         _check(channels, num_res_blocks, dim)
+        levels = checked_levels(channels, attention_levels)
         self.dim = dim
         self.in_channels = latent_dim
         self.out_channels = out_channels
@@ -275,6 +291,7 @@ class KLDecoder(nn.Module, Component):
                 num_res_blocks + 1,
                 dim=dim,
                 num_groups=num_groups,
+                attention=levels[i],
                 resample=Upsample(width, dim) if i < last else None,
             )
             for i, width in enumerate(channels)
@@ -324,6 +341,17 @@ def _normalize(norm: nn.Module, x: Tensor) -> Tensor:
 
 def _run(module: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
     return checkpoint(module, x, use_reentrant=False) if checkpointed else module(x)
+
+
+def checked_levels(channels: Sequence[int], levels: Sequence[bool] | None) -> tuple[bool, ...]:
+    """Return where attention is, one value a stage; nowhere for ``None``."""
+    if levels is None:
+        return (False,) * len(channels)
+    if len(levels) != len(channels):
+        raise ValueError(
+            f"got attention_levels={tuple(levels)} for {len(channels)} stages; expected one true or false a stage"
+        )
+    return tuple(bool(level) for level in levels)
 
 
 def _check(channels: Sequence[int], num_res_blocks: int, dim: int) -> None:

@@ -196,6 +196,7 @@ def kl_autoencoder(
     dim: int = 2,
     num_groups: int = 32,
     mid_attention: bool = True,
+    attention_levels: Sequence[bool] | None = None,
     input_resolution: int | Sequence[int] = 256,
     likelihood: str | Likelihood = "laplace_fixed",
     value_range: Sequence[float] | None = None,
@@ -212,6 +213,8 @@ def kl_autoencoder(
         dim: number of spatial axes, 1 to 3.
         num_groups: groups of each group normalisation; divides every width.
         mid_attention: whether the middle has attention between all positions (costs the square of their number).
+        attention_levels: for each stage, shallowest first, whether attention follows each block, as in the paper's f16 and
+            f32; nowhere by default.
         input_resolution: size that :meth:`VAE.sample` draws unless told; the model runs at any size.
         likelihood: name or object; Laplace with scale 1 by default, whose NLL is the L1 loss up to a constant.
         value_range: lowest and highest pixel value; follows the likelihood by default.
@@ -230,8 +233,11 @@ def kl_autoencoder(
         "num_groups": num_groups,
         "mid_attention": mid_attention,
     }
-    encoder = KLEncoder(in_channels, 2 * latent_dim, channels, **shared)
-    decoder = KLDecoder(latent_dim, head.num_parameters(in_channels), tuple(channels)[::-1], **shared)
+    back = None if attention_levels is None else tuple(attention_levels)[::-1]
+    encoder = KLEncoder(in_channels, 2 * latent_dim, channels, attention_levels=attention_levels, **shared)
+    decoder = KLDecoder(
+        latent_dim, head.num_parameters(in_channels), tuple(channels)[::-1], attention_levels=back, **shared
+    )
     posterior = GaussianPosterior(2 * latent_dim, latent_dim, dim)
     model = VAE(encoder, posterior, decoder, head, StandardNormal(), value_range=value_range)
     model.statistics = {"image_size": list(image_shape(input_resolution, dim))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -31,15 +31,16 @@ from omnivae.hub.layouts.base import (
 
 #: Names of attention before diffusers 0.17.
 OLD: Rules = [
-    (r"\.attentions\.0\.query\.", ".attentions.0.to_q."),
-    (r"\.attentions\.0\.key\.", ".attentions.0.to_k."),
-    (r"\.attentions\.0\.value\.", ".attentions.0.to_v."),
-    (r"\.attentions\.0\.proj_attn\.", ".attentions.0.to_out.0."),
+    (r"\.attentions\.(\d+)\.query\.", r".attentions.\1.to_q."),
+    (r"\.attentions\.(\d+)\.key\.", r".attentions.\1.to_k."),
+    (r"\.attentions\.(\d+)\.value\.", r".attentions.\1.to_v."),
+    (r"\.attentions\.(\d+)\.proj_attn\.", r".attentions.\1.to_out.0."),
 ]
 OURS: Rules = [
     (r"^quant_conv\.", "posterior.projection."),
     (r"^post_quant_conv\.", "decoder.post_quant."),
     (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.(?:down|up)_blocks\.(\d+)\.attentions\.", r".stages.\1.attentions."),
     (r"\.mid_block\.resnets\.0\.", ".mid.0."),
     (r"\.mid_block\.attentions\.0\.", ".mid.1."),
     (r"\.mid_block\.resnets\.1\.", ".mid.2."),
@@ -53,6 +54,7 @@ OURS: Rules = [
     (r"\.to_out\.0\.", ".out."),
 ]
 _BLOCK = r"(?:norm[12]|conv[12]|conv_shortcut)"
+_ATTENTION = r"(?:group_norm|to_[qkv]|to_out\.0|query|key|value|proj_attn)"
 
 
 class DiffusersKL(Layout):
@@ -61,16 +63,14 @@ class DiffusersKL(Layout):
     name = "diffusers AutoencoderKL"
     sentinel = r"encoder\.down_blocks\.0\.resnets\.0\.conv1\.weight"
     grammar = (
-        rf"(?:en|de)coder\.(?:(?:down|up)_blocks\.\d+\.(?:resnets\.\d+\.{_BLOCK}|(?:down|up)samplers\.0\.conv)"
-        rf"|mid_block\.(?:resnets\.[01]\.{_BLOCK}|attentions\.0\.(?:group_norm|to_[qkv]|to_out\.0|query|key|value|proj_attn))"
+        rf"(?:en|de)coder\.(?:(?:down|up)_blocks\.\d+\.(?:resnets\.\d+\.{_BLOCK}|attentions\.\d+\.{_ATTENTION}"
+        rf"|(?:down|up)samplers\.0\.conv)|mid_block\.(?:resnets\.[01]\.{_BLOCK}|attentions\.0\.{_ATTENTION})"
         r"|conv_in|conv_out|conv_norm_out)\.(?:weight|bias)|(?:post_)?quant_conv\.(?:weight|bias)"
     )
     library = "diffusers"
     install = "pip install omnivae[diffusion]"
 
     def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
-        if any("_blocks." in name and ".attentions." in name and ".mid_block." not in name for name in shapes):
-            raise NotThisLayout("it has attention in its stages; our KL autoencoder has attention in the middle only")
         stages = indices(shapes, r"encoder\.down_blocks\.(\d+)\.")
         widths = [need(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in stages]
         blocks = {len(indices(shapes, rf"encoder\.down_blocks\.{i}\.resnets\.(\d+)\.")) for i in stages}
@@ -82,6 +82,7 @@ class DiffusersKL(Layout):
             widths=widths,
             num_res_blocks=blocks.pop(),
             attention=any(".mid_block.attentions." in name for name in shapes),
+            levels=attention_levels(shapes, [f"encoder.down_blocks.{i}.attentions." for i in stages]),
         )
         names = {name: translate(translate(name, OLD), OURS) for name in shapes}
         return kl_architecture(self.name, arguments, without_gap(names, arguments), shapes, stated)
@@ -91,7 +92,13 @@ class DiffusersKL(Layout):
 
 
 def kl_arguments(
-    shapes: Shapes, stated: Mapping[str, Any], *, widths: list[int], num_res_blocks: int, attention: bool
+    shapes: Shapes,
+    stated: Mapping[str, Any],
+    *,
+    widths: list[int],
+    num_res_blocks: int,
+    attention: bool,
+    levels: list[bool],
 ) -> dict[str, Any]:
     """Return the arguments of our KL autoencoder from what all its layouts share."""
     first, last = need(shapes, "encoder.conv_in.weight"), need(shapes, "decoder.conv_out.weight")
@@ -112,7 +119,12 @@ def kl_arguments(
         "dim": len(first) - 2,
         "num_groups": groups_for(widths, stated),
         "mid_attention": attention,
-    }
+    } | ({"attention_levels": levels} if any(levels) else {})
+
+
+def attention_levels(shapes: Shapes, starts: Sequence[str]) -> list[bool]:
+    """Return for each stage whether any name starts as its attention does."""
+    return [any(name.startswith(start) for name in shapes) for start in starts]
 
 
 def without_gap(names: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -156,7 +168,7 @@ def kl_architecture(
             "axes": f"{a['dim']}-D, {a['in_channels']} channel(s) in, {a['out_channels']} out",
             "widths": ", ".join(map(str, a["channels"])),
             "residual blocks": f"{a['num_res_blocks']} a stage, one more in the decoder",
-            "attention": "middle of encoder and decoder" if a["mid_attention"] else "none",
+            "attention": _attention(a),
             "compression": " x ".join([str(stride)] * a["dim"]) + f", {a['latent_dim']} latent channels",
             "up-sampling": "nearest",
         },
@@ -175,12 +187,22 @@ def kl_architecture(
     )
 
 
+def _attention(a: Mapping[str, Any]) -> str:
+    where = [str(w) for w, on in zip(a["channels"], a.get("attention_levels", ()), strict=False) if on]
+    parts = [f"after each block at width {', '.join(where)}"] if where else []
+    parts += ["middle of encoder and decoder"] if a["mid_attention"] else []
+    return "; ".join(parts) or "none"
+
+
 def _config(a: Mapping[str, Any], groups: int, pixels: list[float]) -> Config:
     shared = {"dim": a["dim"], "num_groups": groups, "mid_attention": a["mid_attention"]}
     shared["num_res_blocks"] = a["num_res_blocks"]
     latent = a["latent_dim"]
     encoder: Config = {"component": "KLEncoder", "in_channels": a["in_channels"], "out_channels": 2 * latent}
     decoder: Config = {"component": "KLDecoder", "latent_dim": latent, "out_channels": a["out_channels"]}
+    if "attention_levels" in a:
+        encoder["attention_levels"] = list(a["attention_levels"])
+        decoder["attention_levels"] = list(a["attention_levels"])[::-1]
     return {
         "component": "VAE",
         "encoder": encoder | {"channels": list(a["channels"]), **shared},
@@ -204,15 +226,15 @@ def diffusers_reference(architecture: Architecture, tensors: Mapping[str, Tensor
     a = architecture.arguments
     if a["dim"] != 2:
         raise ImportError(f"diffusers' AutoencoderKL is 2-D; there is no original to compare {a['dim']}-D weights with")
-    stages = len(a["channels"])
+    attends = a.get("attention_levels", [False] * len(a["channels"]))
     module: Any = without_randomness(
         lambda: diffusers.AutoencoderKL(
             in_channels=a["in_channels"],
             out_channels=a["out_channels"],
             latent_channels=a["latent_dim"],
             block_out_channels=tuple(a["channels"]),
-            down_block_types=("DownEncoderBlock2D",) * stages,
-            up_block_types=("UpDecoderBlock2D",) * stages,
+            down_block_types=tuple("AttnDownEncoderBlock2D" if on else "DownEncoderBlock2D" for on in attends),
+            up_block_types=tuple("AttnUpDecoderBlock2D" if on else "UpDecoderBlock2D" for on in attends[::-1]),
             layers_per_block=a["num_res_blocks"],
             norm_num_groups=a["num_groups"],
             use_quant_conv="quant_conv.weight" in tensors,

@@ -22,7 +22,13 @@ from omnivae.hub.layouts.base import (
     need,
     translate,
 )
-from omnivae.hub.layouts.diffusers import diffusers_reference, kl_architecture, kl_arguments, without_gap
+from omnivae.hub.layouts.diffusers import (
+    attention_levels,
+    diffusers_reference,
+    kl_architecture,
+    kl_arguments,
+    without_gap,
+)
 
 _OURS: Rules = [
     (r"^quant_conv\.", "posterior.projection."),
@@ -31,6 +37,8 @@ _OURS: Rules = [
     (r"\.mid\.attn_1\.", ".mid.1."),
     (r"\.mid\.block_2\.", ".mid.2."),
     (r"^encoder\.down\.(\d+)\.block\.", r"encoder.stages.\1.blocks."),
+    (r"^encoder\.down\.(\d+)\.attn\.", r"encoder.stages.\1.attentions."),
+    (r"^decoder\.up\.(\d+)\.attn\.", r"decoder.stages.\1.attentions."),
     (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.stages.\1.resample."),
     (r"^decoder\.up\.(\d+)\.block\.", r"decoder.stages.\1.blocks."),
     (r"^decoder\.up\.(\d+)\.upsample\.", r"decoder.stages.\1.resample."),
@@ -41,6 +49,15 @@ _OURS: Rules = [
     (r"\.proj_out\.", ".out."),
 ]
 _BLOCK = r"(?:norm[12]|conv[12]|nin_shortcut)"
+_ATTENTION = r"(?:norm|q|k|v|proj_out)"
+#: Latent diffusion's attention -> diffusers'; diffusers' own conversion knows the middle's only.
+_TO_DIFFUSERS: Rules = [
+    (r"^encoder\.down\.(\d+)\.attn\.", r"encoder.down_blocks.\1.attentions."),
+    (r"^decoder\.up\.(\d+)\.attn\.", r"decoder.up_blocks.\1.attentions."),
+    (r"\.norm\.", ".group_norm."),
+    (r"\.([qkv])\.", r".to_\1."),
+    (r"\.proj_out\.", ".to_out.0."),
+]
 
 
 class LatentDiffusion(Layout):
@@ -49,8 +66,8 @@ class LatentDiffusion(Layout):
     name = "latent-diffusion AutoencoderKL"
     sentinel = r"encoder\.down\.0\.block\.0\.conv1\.weight"
     grammar = (
-        rf"(?:en|de)coder\.(?:(?:down|up)\.\d+\.(?:block\.\d+\.{_BLOCK}|(?:down|up)sample\.conv)"
-        rf"|mid\.(?:block_[12]\.{_BLOCK}|attn_1\.(?:norm|q|k|v|proj_out))|conv_in|conv_out|norm_out)\.(?:weight|bias)"
+        rf"(?:en|de)coder\.(?:(?:down|up)\.\d+\.(?:block\.\d+\.{_BLOCK}|attn\.\d+\.{_ATTENTION}|(?:down|up)sample\.conv)"
+        rf"|mid\.(?:block_[12]\.{_BLOCK}|attn_1\.{_ATTENTION})|conv_in|conv_out|norm_out)\.(?:weight|bias)"
         r"|(?:post_)?quant_conv\.(?:weight|bias)"
     )
     library = "diffusers"
@@ -58,8 +75,6 @@ class LatentDiffusion(Layout):
 
     def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
         unused = {name: why for name in shapes if (why := _beside(name))}
-        if any(re.search(r"\.(?:down|up)\.\d+\.attn\.", name) for name in shapes):
-            raise NotThisLayout("it has attention in its stages; our KL autoencoder has attention in the middle only")
         if any(name.startswith("quantize.") for name in shapes):
             raise NotThisLayout("it quantises its latent (VQ); only latents with a mean and a variance are converted")
         stages = indices(shapes, r"encoder\.down\.(\d+)\.")
@@ -73,14 +88,13 @@ class LatentDiffusion(Layout):
             widths=widths,
             num_res_blocks=blocks.pop(),
             attention=any(".mid.attn_1." in name for name in shapes),
+            levels=attention_levels(shapes, [f"encoder.down.{i}.attn." for i in stages]),
         )
         last = len(stages) - 1
         names = {}
         for name in shapes:
             if name not in unused:
-                # Latent diffusion counts the decoder's stages from the image, we count from the latent.
-                turned = re.sub(r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up.{last - int(m[1])}.", name)
-                names[name] = translate(turned, _OURS)
+                names[name] = translate(_turned(name, last), _OURS)
         medical = any(name.startswith(("channel_ds.", "channel_proj.")) for name in unused)
         layout = "MedVAE" if medical else self.name
         return kl_architecture(layout, arguments, without_gap(names, arguments), shapes, stated, unused=unused)
@@ -94,8 +108,18 @@ class LatentDiffusion(Layout):
         stages = len(architecture.arguments["channels"])
         config = {"down_block_types": ("",) * stages, "up_block_types": ("",) * stages}
         kept = {k: v for k, v in tensors.items() if k not in architecture.unused}
+        inside = {k: kept.pop(k) for k in list(kept) if re.match(r"(?:encoder\.down|decoder\.up)\.\d+\.attn\.", k)}
         # diffusers' own conversion is a second opinion about the names.
-        return diffusers_reference(architecture, convert_ldm_vae_checkpoint(kept, config))
+        theirs = convert_ldm_vae_checkpoint(kept, config)
+        for name, tensor in inside.items():
+            flat = tensor.flatten(1) if tensor.ndim > 2 else tensor
+            theirs[translate(_turned(name, stages - 1), _TO_DIFFUSERS)] = flat
+        return diffusers_reference(architecture, theirs)
+
+
+def _turned(name: str, last: int) -> str:
+    """Return a name with the decoder's stages counted from the latent; latent diffusion counts them from the image."""
+    return re.sub(r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up.{last - int(m[1])}.", name)
 
 
 def _beside(name: str) -> str:
