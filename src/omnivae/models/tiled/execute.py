@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omnivae.models.tiled.graph import Gather, Input, Node, Reduce, Region
-from omnivae.models.tiled.memory import format_bytes
+from omnivae.models.tiled.memory import format_bytes, give_back
 from omnivae.models.tiled.schedule import Schedule, Source, Step, compute, evaluate
 from omnivae.models.tiled.storage import Buffer
 
@@ -140,6 +140,7 @@ def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sin
             if sink is not None:
                 sink(region, tile)
             del tile
+            give_back()
             report.add(share)
     except BaseException:
         if buffer is not None:
@@ -150,7 +151,7 @@ def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sin
     if buffer is not None:
         values.buffers[node] = buffer
         if step.in_memory and sink is None and buffer.values is not None:
-            return buffer.values.permute(buffer.back)
+            return buffer.whole()
     return None
 
 
@@ -161,6 +162,7 @@ def _gather(step: Step, values: _Values, report: _Report) -> Tensor:
     for region in step.tiles():
         index = tuple(slice(None) if a is None else slice(*region[a]) for a in field.axes)
         made[index] = evaluate(field, region, values)
+        give_back()
         report.add(share)
     return made
 

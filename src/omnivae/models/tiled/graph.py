@@ -69,6 +69,17 @@ class Node:
         found = {axis: dim for dim, axis in enumerate(self.axes) if axis is not None}
         return tuple(found[axis] for axis in sorted(found))
 
+    def kept_order(self) -> list[int]:
+        """Return the dimensions in the order of memory in which values are kept: the batch, positions, channels.
+
+        The batch of one stands in front although nothing depends on it: PyTorch takes the layout for channels last by the
+        strides, those of one position included, and convolutions would copy their input otherwise.
+        """
+        dims = self.dims()
+        rest = [dim for dim in range(len(self.shape)) if dim not in dims]
+        front = [dim for dim in rest[:1] if dim == 0 and self.shape[0] == 1]
+        return [*front, *dims, *rest[len(front) :]]
+
     def local_shape(self, region: Region) -> tuple[int, ...]:
         """Return the shape of a region."""
         return tuple(

@@ -96,10 +96,27 @@ def _convolution(
         return lazy.like(Transposed(transpose, shape, source, windows, tensors=(weight, bias), cost=cost))
 
     def convolve(tile: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        if _unfolds(tile):
+            return torch.mkldnn_convolution(tile, w, b, zeros, stride, dilation, groups)
         return func(tile, w, b, stride, zeros, dilation, False, zeros, groups)
 
     cost = weight.shape[1] * math.prod(kernel)
     return lazy.like(Windowed(convolve, shape, source, windows, tensors=(weight, bias), cost=cost))
+
+
+def _unfolds(tile: Tensor) -> bool:
+    """Whether PyTorch would write out all 27 neighbours of a small 3-D tile on a CPU: 4 times the time, 20 times the memory.
+
+    It takes oneDNN, which does not, only above a number of positions that a tile in a small memory stays below.
+    """
+    return (
+        tile.ndim == 5
+        and tile.device.type == "cpu"
+        and tile.dtype == torch.float32
+        and math.prod(tile.shape[:4]) <= 20480
+        and bool(torch.backends.mkldnn.is_available())
+        and bool(torch.backends.mkldnn.enabled)
+    )
 
 
 @handles("upsampled_convolution")

@@ -283,8 +283,7 @@ def tile_bytes(node: Node, region: Region, known: set[Node], *, filed: bool = Fa
     with AllocationTracker() as tracker, torch.no_grad():
         made = evaluate(node, region, MetaSource(known))
         if filed:
-            dims = node.dims()
-            copied = made.permute([*dims, *[dim for dim in range(made.ndim) if dim not in dims]]).contiguous()
+            copied = made.permute(node.kept_order()).contiguous()
             del copied
         del made
     return tracker.peak
@@ -326,8 +325,7 @@ class MetaSource(Source):
     def field(self, node: Node, region: Region) -> Tensor | None:
         if node not in self.known and not isinstance(node, Input):
             return None
-        dims = node.dims()
-        order = [*dims, *[dim for dim in range(len(node.shape)) if dim not in dims]]
+        order = node.kept_order()
         shape = node.local_shape(region)
         back = sorted(range(len(order)), key=order.__getitem__)
         return torch.empty([shape[dim] for dim in order], dtype=node.dtype, device="meta").permute(back)

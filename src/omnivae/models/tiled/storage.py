@@ -26,11 +26,11 @@ class Buffer:
 
     def __init__(self, node: Node, directory: Path | None = None) -> None:
         self.node = node
-        dims = node.dims()
-        rest = [dim for dim in range(len(node.shape)) if dim not in dims]
-        self.order = [*dims, *rest]
+        self.order = node.kept_order()
         self.back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        self.rest = [node.shape[dim] for dim in rest]
+        #: Dimensions in front of the spatial ones and behind them.
+        self.front = self.order.index(node.dims()[0])
+        self.rest = [node.shape[dim] for dim in self.order[self.front + len(node.size) :]]
         self.item = math.prod(self.rest) * node.dtype.itemsize
         self.values: Tensor | None = None
         self.file: Any = None
@@ -42,10 +42,10 @@ class Buffer:
 
     def read(self, region: Region) -> Tensor:
         """Return a copy of a region, in the dimensions of the node."""
-        shape = [*[stop - start for start, stop in region], *self.rest]
+        shape = [*[1] * self.front, *[stop - start for start, stop in region], *self.rest]
         if self.values is not None:
             part = self.values[tuple(slice(*bounds) for bounds in region)].clone(memory_format=torch.contiguous_format)
-            return part.permute(self.back)
+            return part.view(shape).permute(self.back)
         tile = torch.empty(shape, dtype=self.node.dtype)
         view = _bytes(tile)
         for place, begin, count in self._runs(region):
@@ -62,7 +62,7 @@ class Buffer:
         """Store a region."""
         values = tile.permute(self.order)
         if self.values is not None:
-            self.values[tuple(slice(*bounds) for bounds in region)] = values.to(self.values.device)
+            self.values[tuple(slice(*bounds) for bounds in region)] = values[(0,) * self.front].to(self.values.device)
             return
         view = _bytes(values.cpu().contiguous())
         for place, begin, count in self._runs(region):
@@ -70,6 +70,11 @@ class Buffer:
             done = 0
             while done < count:
                 done += self.file.write(view[begin + done : begin + count])
+
+    def whole(self) -> Tensor:
+        """Return all values that are in memory, in the dimensions of the node, without a copy."""
+        assert self.values is not None, "a file is read region by region"
+        return self.values[(None,) * self.front].permute(self.back)
 
     def close(self) -> None:
         """Give memory or disk back."""
