@@ -202,10 +202,10 @@ def test_missing_and_empty_folders(tmp_path):
 
 
 def test_folder_without_an_image_says_what_is_there(tmp_path):
-    for name in ("a.txt", "b.txt", "c.mp4", "d", ".hidden.png"):
+    for name in ("a.txt", "b.txt", "c.wav", "d", ".hidden.png"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(
-        ValueError, match=r"no image in .*looked for \.png, .*found 4 other files \(2 \.txt, 1 \.mp4, 1 no suffix\)"
+        ValueError, match=r"no image in .*looked for \.png, .*found 4 other files \(2 \.txt, 1 \.wav, 1 no suffix\)"
     ):
         load_data(DataConfig(str(tmp_path)))
 

@@ -44,6 +44,7 @@ def from_monai(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         Our names to the same tensors; load them with ``strict=True``.
 
     Example:
+        >>> import torch
         >>> list(from_monai({"quant_conv_mu.conv.bias": torch.zeros(4)}))
         ['posterior.quant_conv_mu.conv.bias']
     """
@@ -109,6 +110,7 @@ class MaisiEncoder(_Stack, Component):
         norm_float16: round normalised features to half precision, as the released model was trained; under autocast on CUDA.
 
     Example:
+        >>> import torch
         >>> encoder = MaisiEncoder(1, 4, (8, 16), (1, 1), norm_num_groups=4)
         >>> encoder(torch.zeros(1, 1, 4, 8, 6)).shape
         torch.Size([1, 4, 2, 4, 3])
@@ -195,6 +197,7 @@ class MaisiDecoder(_Stack, Component):
         norm_float16: as in :class:`MaisiEncoder`.
 
     Example:
+        >>> import torch
         >>> decoder = MaisiDecoder(4, 1, (16, 8), (1, 1), norm_num_groups=4)
         >>> decoder(torch.zeros(1, 4, 2, 4, 3)).shape
         torch.Size([1, 1, 4, 8, 6])

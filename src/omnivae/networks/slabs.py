@@ -29,7 +29,7 @@ def legal_splits(length: int, stride: int) -> list[int]:
 
     Example:
         >>> legal_splits(96, 4)
-        [1, 2, 4, 8]
+        [1, 2, 3, 4, 6, 8]
     """
     return [1] + [n for n in range(2, length // (3 * stride) + 1) if length % (stride * n) == 0]
 

@@ -61,6 +61,7 @@ class VideoVAE(StackedVAE):
         FileNotFoundError: when there is no checkpoint.
 
     Example:
+        >>> import torch
         >>> model = VideoVAE(1, 4, base_channels=8, num_res_blocks=1, num_groups=4).eval()
         >>> z = model.encode(torch.zeros(1, 1, 5, 32, 32))
         >>> z.shape, model.decode(z).shape, model.encoder.stride

@@ -66,6 +66,9 @@ class HoleWatch:
         if sum(len(mean) for mean, _ in parts) < FEWEST_IMAGES or getattr(vae, "prior", None) is None:
             return {}
         mean, logvar = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        # However many processes the images were shared by, they meet the same noise.
+        order = mean[:, 0].argsort()
+        mean, logvar = mean[order], logvar[order]
         device = next(vae.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
