@@ -116,6 +116,11 @@ RECIPE_ARGUMENTS = {
         norm_num_groups num_channels num_res_blocks num_splits out_channels recipe use_combined_linear use_convtranspose
         value_range with_decoder_nonlocal_attn with_encoder_nonlocal_attn
     """,
+    "monai_kl": """
+        attention_levels channels dim eps in_channels include_fc latent_dim likelihood num_groups num_res_blocks
+        out_channels recipe use_combined_linear use_convtranspose value_range with_decoder_nonlocal_attn
+        with_encoder_nonlocal_attn
+    """,
     "video_vae": """
         base_channels in_channels latent_dim likelihood maisi_checkpoint maisi_partial maisi_stack_size mid_attention num_groups
         num_res_blocks overlap recipe scaling_factor stack_size time_stride use_maisi value_range

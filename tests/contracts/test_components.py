@@ -89,6 +89,7 @@ TOY |= {
 }
 TOY["text_vae"] = {"vocabulary": list("abcdefgh"), "max_length": 12, "latent_dim": 4, "embedding_dim": 6, "hidden": 8}
 TOY["maisi_vae"] = {"num_channels": [8, 8], "num_res_blocks": [1, 1], "norm_num_groups": 4, "latent_dim": 3}
+TOY["monai_kl"] = {"in_channels": 3, "latent_dim": 4, "channels": [8, 8], "num_res_blocks": [1, 1], "num_groups": 4}
 TOY["video_vae"] = {"base_channels": 4, "num_res_blocks": 1, "num_groups": 2, "stack_size": 2}
 TOY["beta_vae_25d"] = {
     "backbone": "test_convnext",

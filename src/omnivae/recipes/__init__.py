@@ -9,6 +9,7 @@ from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
 from omnivae.recipes.flows import flow_prior_vae, flow_vae, iaf_vae
 from omnivae.recipes.hierarchical import deep_hierarchical_vae, hierarchical_vae, ladder_vae, lite_vae
 from omnivae.recipes.inflation import inflate
+from omnivae.recipes.monai_kl import monai_kl
 from omnivae.recipes.objectives import (
     aae,
     beta_tc_vae,
@@ -74,6 +75,7 @@ __all__ = [
     "member",
     "miwae",
     "mixture_vae",
+    "monai_kl",
     "ms_ssim_vae",
     "residual_vq_vae",
     "sigma_vae",

@@ -196,6 +196,21 @@ def _composed(a: Mapping[str, Any], *, upsample: str, eps: float | None = None, 
     }
 
 
+def _recipe(a: Mapping[str, Any], transposed: bool) -> Config:
+    """Return the section ``model`` of a configuration that builds it."""
+    ours = {
+        "spatial_dims": "dim",
+        "latent_channels": "latent_dim",
+        "norm_num_groups": "num_groups",
+        "norm_eps": "eps",
+    }
+    return {
+        "recipe": "monai_kl",
+        **{ours.get(name, name): value for name, value in a.items()},
+        "use_convtranspose": transposed,
+    }
+
+
 def _choices(a: Mapping[str, Any], names: Mapping[str, str], upsample: str, words: str) -> tuple[Choice, ...]:
     def other(label: str, **options: Any) -> Alternative:
         return Alternative(label, _composed(a, **({"upsample": upsample} | options)), names)
@@ -255,6 +270,7 @@ class MonaiKL(_MonaiLayout):
             arguments=arguments | {"use_convtranspose": transposed},
             config=_composed(arguments, upsample=upsample),
             names=names,
+            recipe=_recipe(arguments, transposed),
             facts=_facts(arguments, words),
             choices=_choices(arguments, names, upsample, words),
         )
