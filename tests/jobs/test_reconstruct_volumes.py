@@ -390,9 +390,28 @@ def test_two_patients_are_two_results(tmp_path, toy, capsys):
     assert {p.name for p in (tmp_path / "out").rglob("*.nii.gz")} == {"series-1.nii.gz", "series-2.nii.gz"}
 
 
-def test_a_volume_beyond_the_budget_says_so(tmp_path, toy, capsys):
+def test_a_volume_beyond_the_budget_prints_the_plan_that_fits(tmp_path, toy, capsys):
+    """The budget that is named suffices, and gives what the whole gives."""
     write_volume(scan(affine_of("LPS")), tmp_path / "ct.nii.gz")
-    said = refuse(
-        ["reconstruct", toy, str(tmp_path / "ct.nii.gz"), "-o", str(tmp_path / "o"), "--memory", "1kB"], capsys
-    )
-    assert "memory" in said
+    given = ["reconstruct", toy, str(tmp_path / "ct.nii.gz"), "-o"]
+    said = refuse([*given, str(tmp_path / "a"), "--memory", "1kB"], capsys)
+    assert "got --memory 1kB" in said
+    assert "encode, tiled" in said
+    assert "decode, tiled" in said
+    assert not (tmp_path / "a" / "ct.nii.gz").exists()
+    budget = said.split("give --memory ")[1].split()[0]
+    assert main([*given, str(tmp_path / "b"), "--memory", budget]) == 0
+    assert main([*given, str(tmp_path / "c")]) == 0
+    tiled, whole = (read_volume(tmp_path / part / "ct.nii.gz").array for part in "bc")
+    assert np.abs(tiled - whole).max() <= 1  # HU, rounded
+
+
+def test_a_volume_that_fits_nowhere_names_a_budget(tmp_path, toy, monkeypatch):
+    model = VAE.from_pretrained(toy).eval()
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(model, "encode", full)
+    with pytest.raises(MemoryError, match=r"7 x 9 x 6 does not fit into memory whole: give --memory [\d.]+GB"):
+        VolumeCodec(model, memory=None)(scan(affine_of("RAS")))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jsonargparse
+
+if TYPE_CHECKING:
+    from omnivae.models import VAE
 
 #: Options of ``reconstruct`` that are for volumes; volumes in a table, at most.
 _OF_VOLUMES = (
@@ -83,11 +86,12 @@ def add_volume_options(parser: jsonargparse.ArgumentParser) -> None:
     )
 
 
-def run_on_volumes(given: jsonargparse.Namespace) -> int:
+def run_on_volumes(given: jsonargparse.Namespace, loaded: VAE) -> int:
     """Run ``omnivae reconstruct`` with a model of volumes.
 
     Args:
         given: the options.
+        loaded: the model.
 
     Returns:
         Exit code.
@@ -118,6 +122,7 @@ def run_on_volumes(given: jsonargparse.Namespace) -> int:
         report=given.report,
         measure=given.measure,
         precision=given.precision,
+        loaded=loaded,
     )
     console = Console(highlight=False)
     names = [name for name in results[0].metrics if not name.startswith("share_")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnivae.data.cache import SHARE, free_memory
 from omnivae.data.volumes.transforms import Applied
 from omnivae.data.volumes.windows import contract_pipeline
 from omnivae.models import VAE
+from omnivae.models.tiled.memory import parse_bytes
 from omnivae.volume import Unit, Volume
 
 Mode = Literal["exact", "blended"]
@@ -172,6 +174,20 @@ class VolumeCodec:
         )
         return rebuilt, applied, decoded
 
+    def _check_budget(self, budget: int, shape: Sequence[int]) -> None:
+        """Refuse a budget that exact tiles do not fit into, with one that they do fit into, before anything is computed."""
+        from omnivae.models.tiled.wrapper import Tiled
+
+        tiled = Tiled(self.model, memory=budget)
+        try:
+            tiled.encode_schedule(tuple(shape[2:]))
+            tiled.decode_schedule(self.model.latent_size(tuple(shape[2:])))
+        except ValueError as error:
+            reason = str(error).split(": give memory=")[0].split("; got memory=")[0]
+            raise ValueError(
+                f"got --memory {self.memory}, and {reason}: {_plan_that_fits(self.model, shape, budget)}"
+            ) from error
+
     @torch.no_grad()
     def _run(self, array: np.ndarray, progress: Callable[[float], None] | None) -> np.ndarray:
         x = torch.from_numpy(array)[None]
@@ -184,7 +200,10 @@ class VolumeCodec:
                 if progress is not None:
                     progress(stage + float(tiles.fraction))
 
-            tiled = Tiled(self.model, memory=self.memory, mode=self.mode, progress=tell)
+            budget = parse_bytes(self.memory)
+            if self.mode == "exact":
+                self._check_budget(budget, x.shape)
+            tiled = Tiled(self.model, memory=budget, mode=self.mode, progress=tell)
             posterior = tiled.encode(x)
             stage = 1.0
             return np.asarray(tiled.decode(posterior)[0].float().cpu().numpy())
@@ -195,10 +214,46 @@ class VolumeCodec:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
                 raise
             size = " x ".join(str(n) for n in array.shape[1:])
-            raise MemoryError(
-                f"a volume of {size} does not fit into memory whole: give a budget, as in --memory 4GB; `omnivae plan` says which"
-            ) from error
+            # A quarter of what is free leaves room for the volume, its copies and everybody else.
+            said = _plan_that_fits(self.model, x.shape, int(SHARE * free_memory()))
+            raise MemoryError(f"a volume of {size} does not fit into memory whole: {said}") from error
         return decoded[0].float().cpu().numpy()
+
+
+def _plan_that_fits(model: VAE, shape: Sequence[int], memory: int) -> str:
+    """Return the option that makes exact tiles fit, and the tiles.
+
+    The least budget is searched upwards from the given one by factors of 1.25: where a smaller one suffices for encoding, decoding
+    may need more.
+    """
+    from omnivae.jobs.plan import plan_model
+
+    while True:
+        # Up to the next number of two digits, so that what is printed is what was planned.
+        step = 10 ** max(0, len(str(memory)) - 2)
+        memory = -(-memory // step) * step
+        try:
+            plan = plan_model(model, tuple(shape), memory=memory, measure=False)
+        except ValueError:
+            if memory > max(1e12, 1e6 * math.prod(shape)):
+                return "no budget was found that exact tiles fit into: give --mode blended"
+            memory = int(1.25 * memory) + 1
+            continue
+        rows = [" ".join(line.split()) for line in str(plan).splitlines() if ", tiled" in line]
+        return f"give --memory {_budget(memory)} ({'; '.join(rows)})"
+
+
+def _budget(memory: int) -> str:
+    """Return bytes as the option takes them.
+
+    Example:
+        >>> _budget(13_000_000), _budget(1_700_000_000), _budget(900)
+        ('13MB', '1.7GB', '900')
+    """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if memory >= size:
+            return f"{memory / size:g}{unit}"
+    return str(memory)
 
 
 def _said(contract: Mapping[str, Any]) -> str:

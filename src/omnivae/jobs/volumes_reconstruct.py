@@ -107,6 +107,7 @@ def reconstruct_volumes(
     report: str | Path | None = None,
     measure: bool = True,
     precision: Precision = "auto",
+    loaded: VAE | None = None,
     progress: bool = True,
 ) -> list[VolumeResult]:
     """Encode and decode volumes; results have the sources' geometry, unit and type.
@@ -136,6 +137,7 @@ def reconstruct_volumes(
         report: file for a page of pictures and numbers.
         measure: whether errors are measured.
         precision: of the networks; "auto" is float32, because the 3 % of bf16 would be tens of HU.
+        loaded: the model of that directory, where it is loaded already, in that precision.
         progress: show progress on a terminal.
 
     Returns:
@@ -154,7 +156,8 @@ def reconstruct_volumes(
         raise ValueError(
             f"got --memory and --precision {precision}; exact tiles are computed in float32: leave out --precision"
         )
-    loaded = model if isinstance(model, VAE) else load(model, precision)
+    if loaded is None:
+        loaded = model if isinstance(model, VAE) else load(model, precision)
     codec = VolumeCodec(loaded, intensity=intensity, memory=memory, mode=mode)
     if keep_identifiers and format != "dicom":
         raise ValueError(
