@@ -13,4 +13,4 @@ def test_report_on_volumes(tmp_path):
     model = conv_vae(in_channels=1, image_size=8, latent_dim=3, channels=(2, 4), dim=3, norm="none")
     items = [{"x": torch.rand(1, 8, 8, 8), "key": str(i)} for i in range(4)]
     text = write_report(model, items, tmp_path / "r.html", num_images=2).read_text(encoding="utf-8")
-    assert "8 × 8 × 8 pixels" in text
+    assert "8 × 8 × 8 voxels" in text

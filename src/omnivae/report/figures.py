@@ -330,7 +330,10 @@ def _assemble(
         left = 16 + max(math.ceil(pen.textlength(part, font=font)) for text in row_labels for part in text.split("\n"))
     captions = captions or [None] * len(rows)
     top = line if headings is not None else 0
-    heights = [row[0].shape[0] + (line if caption else 0) for row, caption in zip(rows, captions, strict=True)]
+    # The planes of a volume are low, and a label of two or three lines may be higher.
+    lines = [0 if row_labels is None else len(text.split("\n")) for text in row_labels or [""] * len(rows)]
+    tall = [max(row[0].shape[0], n * (FONT_SIZE + 4)) for row, n in zip(rows, lines, strict=True)]
+    heights = [height + (line if caption else 0) for height, caption in zip(tall, captions, strict=True)]
     size = (left + sum(widths) + GAP * (len(widths) - 1), top + sum(heights) + GAP * (len(rows) - 1))
     canvas = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(canvas)
@@ -341,13 +344,13 @@ def _assemble(
     y = top
     for index, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         x = left
-        height = row[0].shape[0]
+        height = tall[index]
         if row_labels is not None:
             pen.multiline_text(
                 (left - 12, y + height / 2), row_labels[index], fill=INK, font=font, anchor="rm", align="right"
             )
         for column, tile in enumerate(row):
-            canvas.paste(Image.fromarray(tile), (x, y))
+            canvas.paste(Image.fromarray(tile), (x, y + (height - tile.shape[0]) // 2))
             if headings is not None and index == 0:
                 write(headings[column], x + tile.shape[1] / 2, line / 2 - 2, tile.shape[1])
             if caption:

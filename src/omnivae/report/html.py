@@ -176,11 +176,12 @@ def _summary(
         ("Parameters", f"{_parameters(model):,}"),
         (
             "Image",
-            f"{_times(shape[1:])} pixels, {shape[0]} channel{'s' * (shape[0] > 1)}, values in [{low:g}, {high:g}]",
+            f"{_times(shape[1:])} {'pixels' if len(shape) == 3 else 'voxels'}, {shape[0]} channel{'s' * (shape[0] > 1)}, "
+            f"values in [{low:g}, {high:g}]",
         ),
         ("Latent", _latent_text(encoded.latent_shape)),
         ("Compression", f"{ratio:.3g} image values for each latent value"),
-        ("Data", f"{dataset_name}, {size:,} images"),
+        ("Data", f"{dataset_name}, {size:,} {'images' if len(shape) == 3 else 'volumes or parts of them'}"),
     ]
     return page.section("Summary", "", page.tiles(headline), page.facts(rows))
 
@@ -339,7 +340,8 @@ def _latent_map(
     encoded: Encoded, classes: Sequence[str] | None, projections: Sequence[Literal["pca", "tsne"]], seed: int
 ) -> Iterator[Section]:
     count = len(encoded.means)
-    if count < 2 or not projections:
+    # Two points lie on a line.
+    if count < 3 or not projections:
         return
     # t-SNE needs neighbourhoods, which a handful of points has not.
     methods = [m for m in projections if m == "pca" or count >= TSNE_AT_LEAST] or ["pca"]

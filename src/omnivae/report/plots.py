@@ -50,7 +50,8 @@ def curves(history: History, *, columns: int = 3) -> bytes:
     are shown pale under their running mean.
 
     Args:
-        history: points (step, value) by name; "train/kl" and "val/kl" share a panel.
+        history: points (step, value) by name; "train/kl" and "val/kl" share a panel, and "train/weight/kl" has one of its own where
+            the weight changes.
         columns: panels in a row.
 
     Returns:
@@ -63,6 +64,10 @@ def curves(history: History, *, columns: int = 3) -> bytes:
     for name, points in history.items():
         stage, _, quantity = name.rpartition("/")
         array = np.array([p for p in points if math.isfinite(p[1])], dtype=float)
+        if stage.endswith("/weight"):
+            # On an axis of its own, and only where it changes: beside the loss that it weighs it would set the scale.
+            stage, quantity = stage.removesuffix("/weight"), f"weight of {TITLES.get(quantity, quantity)}"
+            array = array[:0] if len(array) and np.ptp(array[:, 1]) == 0 else array
         if len(array):
             panels.setdefault(quantity, {})[stage or "train"] = array
     if not panels:

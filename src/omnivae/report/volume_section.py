@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnivae.metrics.volume import WINDOWS, HUContract, hu_contract
+from omnivae.metrics.volume import WINDOWS, HUContract, hu_contract, hu_table
 from omnivae.report import page
 from omnivae.report.colours import strip
 from omnivae.report.latent_ops import reconstruct
@@ -75,14 +75,37 @@ def volume_section(model: Any, items: Sequence[Mapping[str, Any]], device: torch
         cond = None if item.get("cond") is None else torch.as_tensor(item["cond"])[None].to(device)
         decoded = reconstruct(model, x, cond).clamp(*model.value_range)
         original, rebuilt = (as_volume(v[0].cpu(), item.get("spacing_mm"), model, hu) for v in (x, decoded))
+        if hu is not None:
+            content.append(_errors(str(item["key"]), original, rebuilt))
         for title, png in comparison_pictures(original, rebuilt):
             content.append(f"<p><b>{escape(str(item['key']))}: {escape(title)}</b></p>")
             content.append(page.picture(png, f"{item['key']}, {title}", scale=2 / 3))
     windows = ", ".join(f"{name.replace('_', ' ')} {window}" for name, window in WINDOWS.items())
     note = "Middle planes of the first volumes and of their reconstructions, in true proportions, and their difference."
     if hu is not None:
-        note += f" Windows (level/width) in HU: {windows}."
+        note += (
+            f" Windows (level/width) in HU: {windows}; PSNR and SSIM with both volumes clipped to the window, the mean absolute "
+            "error of the voxels that lie in it."
+        )
     yield page.section("Volumes", note, *content)
+
+
+def _errors(key: str, original: Volume, rebuilt: Volume) -> str:
+    """Return a table of the errors of one volume, a row for each window."""
+    found = hu_table(*(torch.from_numpy(np.ascontiguousarray(v.array)) for v in (rebuilt, original)))
+    rows = [
+        (
+            f"{name.replace('_', ' ')} {WINDOWS[name]}",
+            f"{found[f'psnr_{name}']:.2f}",
+            f"{found[f'ssim_{name}']:.4f}",
+            f"{found[f'mae_{name}']:.1f}",
+            f"{found[f'share_{name}']:.1%}",
+        )
+        for name in WINDOWS
+    ]
+    rows.append(("all voxels", "", "", f"{found['mae_hu']:.1f}", ""))
+    table = page.table(("window", "PSNR (dB)", "SSIM", "MAE (HU)", "voxels in it"), rows, ["", *["number"] * 4])
+    return f"<p><b>{escape(key)}: errors in each window</b></p>{table}"
 
 
 def as_volume(x: Tensor, spacing: Any, model: Any, hu: HUContract | None) -> Volume:
