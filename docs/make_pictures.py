@@ -1,7 +1,7 @@
 """Run the code of every page of the guide and keep the pictures that it draws: ``python docs/make_pictures.py [PAGE ...]``.
 
 A page's code saves ``NAME.png`` in the working directory, and the page shows ``../images/guide/NAME.png``: the picture in the
-guide is the one that its code makes.
+guide is the one that its code makes. So is that of ``volumes-reconstruct.md``, beside the guide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 GUIDE = Path(__file__).parent / "guide"
-PICTURES = Path(__file__).parent / "images" / "guide"
+PAGES = (*sorted(GUIDE.glob("*.md")), GUIDE.parent / "volumes-reconstruct.md")
 
 
 def code_of(page: Path) -> list[str]:
@@ -23,15 +23,14 @@ def code_of(page: Path) -> list[str]:
 
 
 def pictures_of(page: Path) -> list[str]:
-    """Return the names of the pictures that a page shows."""
-    return re.findall(r"\.\./images/guide/([\w-]+\.png)", page.read_text())
+    """Return the pictures that a page shows, relative to it."""
+    return re.findall(r"\]\(((?:\.\./)?images/[\w/-]+\.png)\)", page.read_text())
 
 
 def main() -> None:
     """Run the command."""
     names = set(sys.argv[1:])
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    for page in sorted(GUIDE.glob("*.md")):
+    for page in PAGES:
         if names and page.stem not in names:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +41,7 @@ def main() -> None:
                 for block in code_of(page):
                     exec(compile(block, str(page), "exec"), space)
                 for picture in pictures_of(page):
-                    shutil.copy(Path(folder) / picture, PICTURES / picture)
+                    shutil.copy(Path(folder) / Path(picture).name, page.parent / picture)
             finally:
                 os.chdir(before)
         print(page.stem, *pictures_of(page))

@@ -78,3 +78,21 @@ def test_no_pyplot():
     before = "matplotlib.pyplot" in sys.modules
     kl_bar([1.0])
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_weights_of_losses_do_not_share_the_axis_of_their_loss(monkeypatch):
+    titles = []
+    from matplotlib.axes import Axes
+
+    real = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **look: titles.append(text) or real(self, text, **look))
+    curves(
+        {
+            "train/kl": [(1, 10.0), (2, 12.0)],
+            "train/weight/kl": [(1, 0.0), (2, 1e-7)],
+            "train/l1": [(1, 1.0), (2, 0.5)],
+            "train/weight/l1": [(1, 1.0), (2, 1.0)],
+        }
+    )
+    assert len(titles) == 3
+    assert sum(title.startswith("weight of") for title in titles) == 1  # that of l1 never changes
