@@ -1,5 +1,8 @@
 """Exact tiles equal the whole, for networks of every kind, and use the memory that was planned."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,12 @@ import omnivae
 from omnivae.models.stacked import StackedVAE
 from omnivae.models.tiled.arrays import reader
 from omnivae.models.tiled.execute import execute
-from omnivae.models.tiled.graph import Gather
+from omnivae.models.tiled.graph import Gather, Input
 from omnivae.models.tiled.memory import AllocationTracker, format_bytes, parse_bytes
+from omnivae.models.tiled.operators import _unfolds
 from omnivae.models.tiled.record import record
 from omnivae.models.tiled.schedule import make_schedule
+from omnivae.models.tiled.storage import Buffer
 from omnivae.networks import ConvDecoder, ConvEncoder, KLDecoder, KLEncoder
 
 
@@ -88,6 +93,33 @@ def test_exact_equals_whole_in_float64(name):
 def test_exact_equals_whole_in_float32(name):
     make, size = MODELS[name]
     compare(make(), size, 2e-5, torch.float32)
+
+
+def test_inference_mode():
+    model = maisi().eval()
+    x = torch.rand(1, 1, 16, 24, 24)
+    with torch.inference_mode():
+        whole = model.encode(x)
+        tiled = omnivae.Tiled(model, memory="1MB")
+        torch.testing.assert_close(tiled.encode(x).mean, whole.mean, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(tiled.decode(whole), model.decode(whole), atol=2e-5, rtol=2e-5)
+
+
+def test_tiles_of_kept_values_are_channels_last():
+    node = Input((1, 8, 6, 7, 8), torch.float32, (None, None, 0, 1, 2))
+    for folder in (None, Path(tempfile.gettempdir())):
+        buffer = Buffer(node, folder)
+        buffer.write(node.full(), torch.rand(node.shape))
+        tile = buffer.read(((1, 4), (2, 7), (0, 8)))
+        assert nn.functional.pad(tile, (1, 1)).is_contiguous(memory_format=torch.channels_last_3d)
+        buffer.close()
+
+
+def test_small_convolutions_of_three_axes_equal_others():
+    tile = torch.rand(1, 8, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    assert _unfolds(tile) == torch.backends.mkldnn.is_available()
+    assert not _unfolds(tile.double())
+    assert not _unfolds(torch.empty(1, 128, 32, 8, 8))
 
 
 class Mixture(nn.Module):

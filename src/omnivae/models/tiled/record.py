@@ -136,8 +136,9 @@ def record(network: nn.Module, shape: Sequence[int], *, cond: Tensor | None = No
     parameter = next(network.parameters(), torch.empty(0))
     recording = Recording(dim)
     source = Input(shape, parameter.dtype, (None, None, *range(dim)))
-    x = LazyTensor(source, recording, parameter.device)
-    with torch.no_grad(), recording.names(network):
+    # In inference mode operators would arrive in other forms, before they are broken down into the ones that are known here.
+    with torch.inference_mode(False), torch.no_grad(), recording.names(network):
+        x = LazyTensor(source, recording, parameter.device)
         try:
             made = network(x, cond) if cond is not None else network(x)
         except (RuntimeError, NotImplementedError) as error:

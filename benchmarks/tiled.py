@@ -1,0 +1,143 @@
+"""MaisiVAE larger than memory: seconds and peak memory of encode and decode, whole, in our tiles and with MONAI's ways.
+
+``python -m benchmarks.tiled`` prints a table. Every row runs in a process of its own, after a tiny volume has gone through, and
+its memory is the peak of the resident set above what the process held before the call. Weights are random, of the released
+widths; one thread. Differences are to the whole result of the same size where there is one. The decode of every row takes the
+same latent. ``--sizes 512x512x256 --settings exact`` is a matter of hours on a CPU: ask ``omnivae plan`` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import first_call
+
+SETTINGS = ("whole", "exact", "blended", "MONAI whole", "MONAI num_splits", "MONAI sliding window")
+#: Voxels along each axis of MONAI's window and the share that windows have in common.
+WINDOW, OVERLAP = 32, 0.25
+
+
+def functions(setting: str, memory: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return encode (to means) and decode of one setting."""
+    import omnivae
+
+    torch.manual_seed(0)
+    model = omnivae.MaisiVAE().eval()
+    if setting == "whole":
+        return lambda x: model.encode(x).mean, model.decode
+    if setting in ("exact", "blended"):
+        tiled = omnivae.Tiled(model, memory=memory, mode="exact" if setting == "exact" else "blended")
+        return lambda x: tiled.encode(x).mean, tiled.decode
+    from benchmarks.maisi import monai_twin
+
+    twin = monai_twin(model)
+    if setting == "MONAI num_splits":
+        for module in twin.modules():
+            if hasattr(module, "num_splits"):
+                module.num_splits = 4  # legal where the axis is a multiple of 16 and at least 48
+    if setting != "MONAI sliding window":
+        return lambda x: twin.encode(x)[0], twin.decode
+    from monai.inferers.utils import sliding_window_inference
+
+    def encode(x: Tensor) -> Tensor:
+        roi = [min(WINDOW, n) for n in x.shape[2:]]
+        return sliding_window_inference(x, roi, 1, lambda part: twin.encode(part)[0], overlap=OVERLAP, mode="gaussian")
+
+    def decode(z: Tensor) -> Tensor:
+        roi = [min(WINDOW // 4, n) for n in z.shape[2:]]
+        return sliding_window_inference(z, roi, 1, twin.decode, overlap=OVERLAP, mode="gaussian")
+
+    return encode, decode
+
+
+@torch.inference_mode()
+def measure(setting: str, size: tuple[int, ...], memory: str, folder: Path) -> dict[str, Any]:
+    """Run one row in this process, and leave its results in a folder."""
+    torch.set_num_threads(1)
+    encode, decode = functions(setting, memory)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(1, 1, *size, generator=generator)
+    z = torch.randn(1, 4, *(n // 4 for n in size), generator=generator)
+    tiny = [64 if setting == "MONAI num_splits" else 8] * 3
+    decode(encode(torch.rand(1, 1, *tiny)))
+    row: dict[str, Any] = {"setting": setting, "size": "x".join(map(str, size))}
+    for name, function, given in (("encode", encode, x), ("decode", decode, z)):
+        begun = time.perf_counter()
+        result, mib = first_call(lambda function=function, given=given: function(given))
+        row[f"{name} s"] = time.perf_counter() - begun
+        row[f"{name} MB"] = None if mib is None else mib * 2**20 / 1e6
+        np.save(folder / f"{name}-{setting}.npy", result.numpy())
+        del result
+    return row
+
+
+def run(sizes: list[str], settings: list[str], memory: str) -> None:
+    """Measure every row in a process of its own and print the table."""
+    print(f"budget {memory}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}\n")
+    print("| size | setting | encode s | MB | largest difference | decode s | MB | largest difference |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|", flush=True)
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            for setting in settings:
+                command = [sys.executable, "-m", "benchmarks.tiled", "--row", setting, folder]
+                child = subprocess.run(
+                    [*command, "--sizes", size, "--memory", memory], capture_output=True, text=True, check=False
+                )
+                if child.returncode:
+                    print(
+                        f"| {size} | {setting} | failed: {child.stderr.strip().splitlines()[-1][:120]} |||||||",
+                        flush=True,
+                    )
+                    continue
+                row = json.loads(child.stdout.splitlines()[-1])
+                cells = [size, setting]
+                for name in ("encode", "decode"):
+                    mb = row[f"{name} MB"]
+                    cells += [
+                        f"{row[f'{name} s']:.1f}",
+                        "" if mb is None else f"{mb:.0f}",
+                        _difference(folder, name, setting),
+                    ]
+                print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _difference(folder: str, name: str, setting: str) -> str:
+    whole = Path(folder) / f"{name}-whole.npy"
+    if setting == "whole" or not whole.exists():
+        return ""
+    want, got = np.load(whole), np.load(Path(folder) / f"{name}-{setting}.npy")
+    return f"{np.abs(want - got).max():.1e}" if want.shape == got.shape else f"wrong shape {got.shape}"
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tiled", description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["16x64x64", "32x128x128", "64x128x128"])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--memory", default="200MB", help="budget of our tiles")
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        size = tuple(int(n) for n in options.sizes[0].split("x"))
+        assert math.prod(size) > 0
+        print(json.dumps(measure(options.row[0], size, options.memory, Path(options.row[1]))))
+        return
+    run(options.sizes, options.settings, options.memory)
+
+
+if __name__ == "__main__":
+    main()
