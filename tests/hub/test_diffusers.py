@@ -133,3 +133,20 @@ def test_pixel_values_are_as_stated(tmp_path):
     assert "value_range: [0.0, 1.0]" in found.to_yaml()
     with pytest.raises(ValueError, match=r"value_range=3; expected two numbers"):
         recognise(read_checkpoint(file), settings={"value_range": 3})
+
+
+def test_licences_of_published_architectures_are_named():
+    from pathlib import Path
+
+    import diffusers
+
+    from omnivae.hub import Checkpoint
+    from omnivae.hub.known import licence_of
+
+    def licence(build):
+        with torch.device("meta"):
+            checkpoint = Checkpoint(Path("vae.safetensors"), build().state_dict())
+        return licence_of(checkpoint, recognise(checkpoint))
+
+    assert "CogVideoX-2B is Apache-2.0" in licence(diffusers.AutoencoderKLCogVideoX)
+    assert licence(lambda: diffusers.AutoencoderKLCogVideoX(block_out_channels=(64, 128, 128, 256))) is None

@@ -49,6 +49,24 @@ MAISI_FILES = {
 }
 #: The architecture of the released files; other weights of it are somebody's own.
 _MAISI_PARAMETERS = 20_944_897
+#: Parameters of published architectures -> whose they are, and the licences that their publishers state. Fine-tuned weights
+#: of the same architecture are somebody's own.
+_ARCHITECTURES: dict[tuple[str, int], str] = {
+    (
+        "AutoencoderKL",
+        83_653_863,
+    ): "Stable Diffusion's: released weights are CreativeML OpenRAIL-M (1.x) and OpenRAIL++-M "
+    "(2.x); sd-vae-ft-mse and sdxl-vae are MIT",
+    (
+        "AutoencoderKL",
+        83_819_683,
+    ): "FLUX.1's and Stable Diffusion 3's: released weights are Apache-2.0 (FLUX.1 schnell), "
+    "non-commercial (FLUX.1 dev) and Stability AI Community License (Stable Diffusion 3)",
+    (
+        "AutoencoderKLCogVideoX",
+        215_583_907,
+    ): "CogVideoX's: the autoencoder of CogVideoX-2B is Apache-2.0; see the model card of others",
+}
 
 
 def licence_of(checkpoint: Checkpoint, architecture: Architecture) -> str | None:
@@ -63,6 +81,10 @@ def licence_of(checkpoint: Checkpoint, architecture: Architecture) -> str | None
     """
     if architecture.layout == "MedVAE":
         return "MedVAE's published weights: MIT"
+    library, _, name = architecture.layout.partition(" ")
+    known = _ARCHITECTURES.get((name, checkpoint.num_parameters)) if library != "MONAI" else None
+    if known:
+        return f"the architecture is {known}"
     if architecture.layout != "MONAI AutoencoderKlMaisi" or checkpoint.num_parameters != _MAISI_PARAMETERS:
         return None
     if checkpoint.digest("md5") == PUBLISHED["maisi"].md5:

@@ -69,31 +69,18 @@ def monai_kl(
     """
     head, value_range = likelihood_and_range(likelihood, value_range)
     levels = checked_levels(channels, num_res_blocks, attention_levels)
-    shared: dict[str, Any] = {
-        "dim": dim,
-        "num_groups": num_groups,
-        "eps": eps,
-        "include_fc": include_fc,
-        "use_combined_linear": use_combined_linear,
-    }
-    encoder = MonaiKLEncoder(
-        in_channels,
-        latent_dim,
-        channels,
-        num_res_blocks,
-        attention_levels=levels,
-        with_nonlocal_attn=with_encoder_nonlocal_attn,
-        **shared,
-    )
+    shared: dict[str, Any] = {"dim": dim, "num_groups": num_groups, "eps": eps}
+    shared |= {"include_fc": include_fc, "use_combined_linear": use_combined_linear}
+    inward = shared | {"attention_levels": levels, "with_nonlocal_attn": with_encoder_nonlocal_attn}
+    back = shared | {"attention_levels": levels[::-1], "with_nonlocal_attn": with_decoder_nonlocal_attn}
+    encoder = MonaiKLEncoder(in_channels, latent_dim, channels, num_res_blocks, **inward)
     decoder = MonaiKLDecoder(
         latent_dim,
         head.num_parameters(in_channels if out_channels is None else out_channels),
         tuple(channels)[::-1],
         tuple(num_res_blocks)[::-1],
-        attention_levels=levels[::-1],
-        with_nonlocal_attn=with_decoder_nonlocal_attn,
         upsample="transpose" if use_convtranspose else "nearest",
-        **shared,
+        **back,
     )
     posterior = QuantConvPosterior(latent_dim, latent_dim, dim)
     return VAE(encoder, posterior, decoder, head, StandardNormal(), value_range=value_range)
