@@ -3,6 +3,7 @@
 Prints Markdown tables and writes ``benchmarks/results/latest.json``. Meant for a machine that does nothing else.
 
 ``--only maisi`` compares with MONAI's AutoencoderKlMaisi (needs the extra ``medical``) and is no part of the five minutes.
+Nor is ``--only tiled``, memory and time larger than memory (`python -m benchmarks.tiled --help` has its sizes and budgets).
 
 ``--only dsprites`` is an experiment instead, of an hour and a half or as many ``--steps`` as there is time for: it trains β-VAE,
 β-TCVAE and FactorVAE, continues where it was stopped, and writes ``benchmarks/results/dsprites.json`` and ``dsprites.png``.
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import conditional, disentanglement, dsprites, encode, inference, maisi, training
+from benchmarks import conditional, disentanglement, dsprites, encode, inference, maisi, tiled, training
 from benchmarks.common import DEVICE, Row, interleave, machine, medians, table
 from benchmarks.plain import plain
 from omnivae.recipes.transvae import TransVAE
@@ -60,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only",
-        choices=["inference", "training", "encode", "disentanglement", "dsprites", "conditional", "maisi"],
+        choices=["inference", "training", "encode", "disentanglement", "dsprites", "conditional", "maisi", "tiled"],
         help="measure one part",
     )
     parser.add_argument("--rounds", type=int, default=3, help="repeats of each measurement (the median counts)")
@@ -87,6 +88,9 @@ def main() -> None:
         return
     if options.only == "conditional":
         conditional.run(options.data, [Path(place) for place in options.judge])
+        return
+    if options.only == "tiled":
+        tiled.run(["16x64x64", "32x128x128", "64x128x128"], list(tiled.SETTINGS), "200MB")
         return
     if options.only == "maisi":
         rows, errors = maisi.run(options.rounds, options.budget, options.size)
