@@ -9,6 +9,7 @@ same latent. ``--sizes 512x512x256 --settings exact`` is a matter of hours on a 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -42,24 +43,26 @@ def functions(setting: str, memory: str) -> tuple[Callable[[Tensor], Tensor], Ca
     if setting in ("exact", "blended"):
         tiled = omnivae.Tiled(model, memory=memory, mode="exact" if setting == "exact" else "blended")
         return lambda x: tiled.encode(x).mean, tiled.decode
+    from monai.inferers.utils import sliding_window_inference
+
     from benchmarks.maisi import monai_twin
 
-    twin = monai_twin(model)
+    twin: Any = monai_twin(model)
+    slide: Any = sliding_window_inference
     if setting == "MONAI num_splits":
         for module in twin.modules():
             if hasattr(module, "num_splits"):
                 module.num_splits = 4  # legal where the axis is a multiple of 16 and at least 48
     if setting != "MONAI sliding window":
         return lambda x: twin.encode(x)[0], twin.decode
-    from monai.inferers.utils import sliding_window_inference
 
     def encode(x: Tensor) -> Tensor:
         roi = [min(WINDOW, n) for n in x.shape[2:]]
-        return sliding_window_inference(x, roi, 1, lambda part: twin.encode(part)[0], overlap=OVERLAP, mode="gaussian")
+        return slide(x, roi, 1, lambda part: twin.encode(part)[0], overlap=OVERLAP, mode="gaussian")
 
     def decode(z: Tensor) -> Tensor:
         roi = [min(WINDOW // 4, n) for n in z.shape[2:]]
-        return sliding_window_inference(z, roi, 1, twin.decode, overlap=OVERLAP, mode="gaussian")
+        return slide(z, roi, 1, twin.decode, overlap=OVERLAP, mode="gaussian")
 
     return encode, decode
 
@@ -77,7 +80,7 @@ def measure(setting: str, size: tuple[int, ...], memory: str, folder: Path) -> d
     row: dict[str, Any] = {"setting": setting, "size": "x".join(map(str, size))}
     for name, function, given in (("encode", encode, x), ("decode", decode, z)):
         begun = time.perf_counter()
-        result, mib = first_call(lambda function=function, given=given: function(given))
+        result, mib = first_call(functools.partial(function, given))
         row[f"{name} s"] = time.perf_counter() - begun
         row[f"{name} MB"] = None if mib is None else mib * 2**20 / 1e6
         np.save(folder / f"{name}-{setting}.npy", result.numpy())
