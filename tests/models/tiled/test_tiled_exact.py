@@ -120,6 +120,12 @@ def test_small_convolutions_of_three_axes_equal_others():
     assert _unfolds(tile) == torch.backends.mkldnn.is_available()
     assert not _unfolds(tile.double())
     assert not _unfolds(torch.empty(1, 128, 32, 8, 8))
+    network = nn.Conv3d(8, 4, 3, stride=(1, 2, 1)).eval()
+    source, output = record(network, tuple(tile.shape))
+    schedule = make_schedule(source, output, 10**6, keep_output=True)
+    with torch.no_grad():
+        made = execute(schedule, reader(tile, 0, tile.shape[2:]), device=tile.device)
+        torch.testing.assert_close(made, network(tile), atol=1e-5, rtol=1e-5)
 
 
 class Mixture(nn.Module):
