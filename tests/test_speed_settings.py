@@ -91,6 +91,11 @@ def test_bf16_is_chosen_where_it_is_native(native, monkeypatch):
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_layout_is_chosen_by_the_number_of_axes(dim):
     model = for_inference(kl_autoencoder(dim=dim, channels=(4, 8), num_res_blocks=1, num_groups=2), precision="32")
+    formats = {2: torch.channels_last}  # of volumes on a CPU, normalisations lose digits in that layout
+    for p in model.encoder.parameters():
+        if p.ndim == dim + 2:
+            assert p.is_contiguous(memory_format=formats.get(dim, torch.contiguous_format))
+    model = for_inference(model, precision="32", channels_last=True)
     formats = {2: torch.channels_last, 3: torch.channels_last_3d}
     for p in model.encoder.parameters():
         if p.ndim == dim + 2:
