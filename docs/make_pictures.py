@@ -1,7 +1,7 @@
 """Run the code of every page of the guide and keep the pictures that it draws: ``python docs/make_pictures.py [PAGE ...]``.
 
 A page's code saves ``NAME.png`` in the working directory, and the page shows ``../images/guide/NAME.png``: the picture in the
-guide is the one that its code makes. So is that of ``volumes-reconstruct.md``, beside the guide.
+guide is the one that its code makes. So are those of ``tiling.md`` and ``volumes-reconstruct.md``, beside the guide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 GUIDE = Path(__file__).parent / "guide"
-PAGES = (*sorted(GUIDE.glob("*.md")), GUIDE.parent / "volumes-reconstruct.md")
+PAGES = (*sorted(GUIDE.glob("*.md")), *(GUIDE.parent / f"{name}.md" for name in ("tiling", "volumes-reconstruct")))
 
 
 def code_of(page: Path) -> list[str]:

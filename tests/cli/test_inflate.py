@@ -30,7 +30,11 @@ def test_a_lifted_model_is_trained_on(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--time_stride", "3"], "power of two"), (["--stack_size", "0"], "stack of 0"), (["--inflation", "no"], "inflation")],
+    [
+        (["--time_stride", "3"], "power of two"),
+        (["--stack_size", "0"], "stack of 0"),
+        (["--inflation", "no"], "inflation"),
+    ],
 )
 def test_what_cannot_be_is_one_sentence(tmp_path, capsys, options, message):
     omnivae.kl_autoencoder(channels=(4, 4), num_res_blocks=1, num_groups=2).save_pretrained(tmp_path / "images")
