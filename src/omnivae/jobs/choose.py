@@ -38,7 +38,8 @@ def choose_for(data: DataConfig) -> dict[str, Any]:
         # Pictures of several sizes: look at them squared; the side to train on is chosen from their true sizes.
         splits = load_data(replace(data, image_size=2 * SMALL))
         side = choose_image_size(splits)
-    if data.image_size is None and max(splits.native.max_size) > SMALL:
+    # Volumes have data.volume.patch_size instead of a side.
+    if splits.intensity is None and data.image_size is None and max(splits.native.max_size) > SMALL:
         side = choose_image_size(splits)
     if side is None:
         return choose(splits)
@@ -46,7 +47,7 @@ def choose_for(data: DataConfig) -> dict[str, Any]:
 
 
 def choose(splits: DataSplits) -> dict[str, Any]:
-    """Choose model, losses and training from the images: small ones get a convolutional VAE, larger ones a TransVAE.
+    """Choose model, losses and training from the data: small images get a convolutional VAE, larger ones a TransVAE, volumes MAISI.
 
     Args:
         splits: the data.
@@ -55,6 +56,14 @@ def choose(splits: DataSplits) -> dict[str, Any]:
         Sections model, data, losses and training; what the user gives replaces their entries.
     """
     smallest = min(splits.image_size)
+    if splits.intensity is not None and len(splits.image_size) == 3:
+        # A convolutional model takes whole volumes later, whatever the patches were.
+        widths = [64, 128, 256] if torch.cuda.is_available() else [16, 32, 64]
+        return {
+            "model": {"recipe": "maisi_vae", "num_channels": widths, "norm_num_groups": 16},
+            "losses": {"l1": {"weight": 1.0, "per_element": True}, "kl": {"weight": 1e-7}},
+            "training": {"batch_size": min(4, len(splits.train)), "learning_rate": 1e-4, "max_steps": 2000},
+        }
     batch_size = min(64 if smallest <= SMALL else 16, len(splits.train))
     if max(splits.image_size) <= SMALL:
         # Grey of 8 bits is ink on paper more often than a measurement; more bits are one.
