@@ -44,6 +44,20 @@ def test_everything_is_printed_and_written(file, tmp_path, capsys):
     assert section["num_channels"] == [32, 32]
 
 
+def test_what_both_assume_is_not_called_proven(tmp_path, capsys):
+    # Sixteen channels allow 16 groups, 8, 4 ...: the weights do not say which, and MONAI's class is built from the same guess.
+    torch.manual_seed(0)
+    model = MaisiVAE(num_channels=(16, 16), num_res_blocks=(1, 1), norm_num_groups=8)
+    torch.save(to_monai(model.state_dict()), tmp_path / "narrow.pt")
+    assert main(["inspect-checkpoint", str(tmp_path / "narrow.pt"), "--trials", "false"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "norm_num_groups=16" in printed
+    assert "which the file does not say" in printed
+    settings = "{norm_num_groups: 8, norm_eps: 1.0e-6, modality: CT}"
+    assert main(["inspect-checkpoint", str(tmp_path / "narrow.pt"), "--trials", "false", "--set", settings]) == 0
+    assert "which the file does not say" not in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_load_into_a_guess_is_counted_and_only_partial_on_demand(file, tmp_path, capsys):
     guess, out = tmp_path / "guess", tmp_path / "out"
     MaisiVAE(num_channels=(32, 64), num_res_blocks=(1, 1)).save_pretrained(guess)

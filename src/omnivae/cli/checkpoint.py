@@ -134,6 +134,13 @@ def show(found: Examination, console: Any, *, depth: int = 2) -> None:
     else:
         style = "green" if found.proof.equal else "bold red"
         console.print(f"[{style}]{_plain(found.proof.summary())}[/]")
+        if a.assumptions:
+            taken = ", ".join(f"{name}={value}" for name, value in a.assumptions.items())
+            console.print(
+                _plain(
+                    f"both were built with {taken}, which the file does not say; state what differs: --set '{{name: value}}'"
+                )
+            )
         if not found.proof.equal:
             console.print(_parting(found.proof))
     console.print()
@@ -206,18 +213,20 @@ def _choices(found: Examination) -> Any:
     table = Table(title="what the weights cannot reveal", title_justify="left")
     for heading in ("what", "taken, tried", "mean", "decoded", "PSNR", "original"):
         table.add_column(heading, overflow="fold")
-    verdict = {True: "yes", False: "no", None: "?"}
-    for choice in found.architecture.choices:
-        own = None if found.proof is None else found.proof.equal
+    verdict, a = {True: "yes", False: "no", None: "?"}, found.architecture
+    for choice in a.choices:
+        own = found.proof.equal if found.proof is not None and a.is_settled(choice) else None
         table.add_row(choice.name, f"[bold]{_plain(choice.assumed)}[/]", "", "", _decibel(found.psnr), verdict[own])
         for trial in found.trials:
             if trial.choice == choice.name:
                 apart = [f"{d.relative:.2g}" if d.relative else "same" for d in (trial.mean, trial.reconstruction)]
-                table.add_row("", _plain(trial.label), *apart, _decibel(trial.psnr), verdict[trial.equal])
+                equal = trial.equal if a.is_settled(choice) else None
+                table.add_row("", _plain(trial.label), *apart, _decibel(trial.psnr), verdict[equal])
         table.add_section()
     table.caption = (
         "bold: taken. mean, decoded: difference from it over its spread, root mean square. PSNR: in dB, of a structured input; "
-        "trained weights do best under the function that they were trained with. original: whether it computes the same"
+        "trained weights do best under the function that they were trained with. original: whether it computes the same; ?: the "
+        "original was built with the same assumption, or is not there"
     )
     table.caption_justify = "left"
     return table

@@ -56,7 +56,7 @@ def recognise(
             continue
         outside = {n: "beside the autoencoder" for n in names if not n.startswith(prefix)}
         unused = {prefix + n: why for n, why in found.unused.items()} | outside
-        return _replaced(found, prefix=prefix, unused=unused)
+        return _replaced(found, prefix=prefix, unused=unused, stated=frozenset(stated))
     raise ValueError(_unknown(checkpoint, candidates, reasons))
 
 

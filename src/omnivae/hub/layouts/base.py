@@ -47,12 +47,15 @@ class Choice:
         assumed: what was taken.
         why: on what grounds.
         alternatives: other functions of the same weights.
+        argument: constructor argument of the original that decides it; the original that we compare with is built with the
+            same assumption, unless the argument is stated.
     """
 
     name: str
     assumed: str
     why: str
     alternatives: tuple[Alternative, ...] = ()
+    argument: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Architecture:
         unused: their names that encoding and decoding do not need -> why.
         made: our names that the file does not have -> "identity" or "zeros", which change nothing.
         choices: what the weights cannot reveal.
+        stated: constructor arguments that the file or the user stated.
     """
 
     layout: str
@@ -84,6 +88,16 @@ class Architecture:
     unused: Mapping[str, str] = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
+    stated: frozenset[str] = frozenset()
+
+    def is_settled(self, choice: Choice) -> bool:
+        """Return whether being equal to the original says anything about a choice: not where both rest on one assumption."""
+        return not choice.argument or choice.argument in self.stated
+
+    @property
+    def assumptions(self) -> dict[str, str]:
+        """What the original was built with and nothing has stated: argument to value."""
+        return {c.argument: c.assumed for c in self.choices if not self.is_settled(c)}
 
 
 @dataclass(frozen=True)

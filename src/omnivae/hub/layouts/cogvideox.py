@@ -86,16 +86,32 @@ class CogVideoX(Layout):
             },
             statistics=kept,
             choices=(
-                Choice("frames of one latent", str(time), "default, or as stated: temporal_compression_ratio"),
-                Choice("activation", arguments["act_fn"], "default, or as stated: act_fn"),
-                Choice("eps of the norms", f"{arguments['norm_eps']:g}", "default, or as stated: norm_eps"),
+                Choice(
+                    "frames of one latent",
+                    str(time),
+                    "default, or as stated: temporal_compression_ratio",
+                    argument="temporal_compression_ratio",
+                ),
+                Choice("activation", arguments["act_fn"], "default, or as stated: act_fn", argument="act_fn"),
+                Choice(
+                    "eps of the norms",
+                    f"{arguments['norm_eps']:g}",
+                    "default, or as stated: norm_eps",
+                    argument="norm_eps",
+                ),
                 Choice(
                     "groups of the norms",
                     str(groups),
                     "32 where it divides every width, or as stated",
                     () if fewer is None else (Alternative(f"{groups // 2} groups", fewer, names),),
+                    argument="norm_num_groups",
                 ),
-                Choice("intensities", f"{pixels}", "usual for this layout, or as stated: value_range"),
+                Choice(
+                    "intensities",
+                    f"{pixels}",
+                    "usual for this layout, or as stated: value_range",
+                    argument="value_range",
+                ),
             ),
         )
 

@@ -61,6 +61,7 @@ class DeepCompression(Layout):
                 words[0],
                 f"default, or as stated: {name}",
                 other(words[1], **{name: not used}),
+                argument=name,
             )
 
         widths = arguments["encoder_block_out_channels"]
@@ -89,16 +90,23 @@ class DeepCompression(Layout):
                     "activations of the decoder",
                     _listed(arguments["decoder_act_fns"]),
                     "ReLU where the norm is of batches, SiLU elsewhere, or as stated: decoder_act_fns",
+                    argument="decoder_act_fns",
                 ),
                 Choice(
                     "activation before the last convolution",
                     last,
                     "default, or as stated: decoder_conv_act_fn",
                     other(turned, decoder_conv_act_fn=turned),
+                    argument="decoder_conv_act_fn",
                 ),
                 shortcut("encoder_out_shortcut"),
                 shortcut("decoder_in_shortcut"),
-                Choice("intensities", f"{pixels}", "usual for this layout, or as stated: value_range"),
+                Choice(
+                    "intensities",
+                    f"{pixels}",
+                    "usual for this layout, or as stated: value_range",
+                    argument="value_range",
+                ),
             ),
         )
 

@@ -180,9 +180,15 @@ def kl_architecture(
             Choice("padding of stride 2", "far end of each axis", "the class of this layout"),
             Choice("eps of the norms", "1e-06", "the class of this layout"),
             Choice(
-                "groups of the norms", str(a["num_groups"]), "32 where it divides every width, or as stated", regroup
+                "groups of the norms",
+                str(a["num_groups"]),
+                "32 where it divides every width, or as stated",
+                regroup,
+                argument="norm_num_groups",
             ),
-            Choice("intensities", f"{pixels}", "usual for this layout, or as stated: value_range"),
+            Choice(
+                "intensities", f"{pixels}", "usual for this layout, or as stated: value_range", argument="value_range"
+            ),
         ),
     )
 

@@ -245,8 +245,15 @@ def _choices(a: Mapping[str, Any], names: Mapping[str, str], upsample: str, word
             f"{a['norm_eps']:g}",
             "default of the class, or as stated",
             (other(f"{eps:g}", eps=eps),),
+            argument="norm_eps",
         ),
-        Choice("groups of the norms", str(groups), "32 where it divides every width, or as stated", regroup),
+        Choice(
+            "groups of the norms",
+            str(groups),
+            "32 where it divides every width, or as stated",
+            regroup,
+            argument="norm_num_groups",
+        ),
     )
 
 
@@ -341,7 +348,9 @@ class Maisi(_MonaiLayout):
         return (
             first,
             *choices[1:],
-            Choice("intensities", window[modality], "one channel: MAISI's CT model; --set modality=MR"),
+            Choice(
+                "intensities", window[modality], "one channel: MAISI's CT model; --set modality=MR", argument="modality"
+            ),
         )
 
     def reference(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:

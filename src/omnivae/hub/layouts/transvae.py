@@ -71,13 +71,20 @@ class TransVAELayout(Layout):
                 "pixels to channels" if config["use_dc_path"] else "none",
                 "default, or as stated: use_dc_path",
                 (other("none" if config["use_dc_path"] else "pixels to channels", "use_dc_path"),),
+                argument="use_dc_path",
             )
         ]
         if attention:
             rotary = config["use_rope"]
             words = ("rotary", "none") if rotary else ("none", "rotary")
             choices.append(
-                Choice("positions", words[0], "default, or as stated: use_rope", (other(words[1], "use_rope"),))
+                Choice(
+                    "positions",
+                    words[0],
+                    "default, or as stated: use_rope",
+                    (other(words[1], "use_rope"),),
+                    argument="use_rope",
+                )
             )
         return Architecture(
             layout=self.name,

@@ -115,13 +115,24 @@ class ViscyBetaVae25D(Layout):
                 "latent": f"a vector of {latent}",
             },
             choices=(
-                Choice("stride of the stem", _times(stride), "equal to its kernel, or as stated: stem_stride"),
+                Choice(
+                    "stride of the stem",
+                    _times(stride),
+                    "equal to its kernel, or as stated: stem_stride",
+                    argument="stem_stride",
+                ),
                 Choice(
                     "slices of the input",
                     str(depth),
                     f"{least} to {most} give these weights (VisCy's stem ignores the rest), or as stated: in_stack_depth",
+                    argument="in_stack_depth",
                 ),
-                Choice("size of the input", _times(size), "a square, or as stated: input_spatial_size"),
+                Choice(
+                    "size of the input",
+                    _times(size),
+                    "a square, or as stated: input_spatial_size",
+                    argument="input_spatial_size",
+                ),
                 Choice(
                     "pooling in the head",
                     "yes" if arguments["head_pool"] else "no",
@@ -133,6 +144,7 @@ class ViscyBetaVae25D(Layout):
                             names,
                         ),
                     ),
+                    argument="head_pool",
                 ),
                 Choice("intensities", "z-scores", "usual for VisCy; nothing is clipped"),
             ),
@@ -186,13 +198,19 @@ class MonaiVarAutoEncoder(Layout):
                 "latent": f"a vector of {latent}",
             },
             choices=(
-                Choice("strides", ", ".join(map(str, arguments["strides"])), "2 at each level, or as stated: strides"),
-                Choice("size of the input", _times(size), "equal sides, or as stated: in_shape"),
+                Choice(
+                    "strides",
+                    ", ".join(map(str, arguments["strides"])),
+                    "2 at each level, or as stated: strides",
+                    argument="strides",
+                ),
+                Choice("size of the input", _times(size), "equal sides, or as stated: in_shape", argument="in_shape"),
                 Choice(
                     "end of the decoder",
                     words[0],
                     "default of the class, or as stated: use_sigmoid",
                     (Alternative(words[1], config | {"use_sigmoid": flipped}, names),),
+                    argument="use_sigmoid",
                 ),
                 Choice(
                     "latent in evaluation", "the mean", "MONAI takes the mean plus one standard deviation by default"
