@@ -38,7 +38,7 @@ class Equivariance(Loss):
     """
 
     name = "eq"
-    needs = frozenset({"pixels", "one latent"})
+    needs = frozenset({"pixels", "one latent", "any size"})
     decodes = True
 
     def __init__(

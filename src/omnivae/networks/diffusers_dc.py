@@ -36,6 +36,7 @@ class DCEncoder(nn.Module, Component):
         ValueError: for stages that do not agree.
 
     Example:
+        >>> import torch
         >>> encoder = DCEncoder(3, 4, (8, 16), (1, 1), block_types=("ResBlock",) * 2, multiscales=((), ()))
         >>> encoder(torch.zeros(1, 3, 8, 12)).shape
         torch.Size([1, 4, 4, 6])
@@ -112,6 +113,7 @@ class DCDecoder(nn.Module, Component):
         ValueError: for stages that do not agree.
 
     Example:
+        >>> import torch
         >>> stages = {"block_types": ("ResBlock",) * 2, "multiscales": ((), ()), "norms": ("rms_norm",) * 2}
         >>> decoder = DCDecoder(4, 3, (8, 16), (1, 1), activations=("silu",) * 2, **stages)
         >>> decoder(torch.zeros(1, 4, 4, 6)).shape

@@ -14,6 +14,7 @@ OF_A_GAUSSIAN = frozenset({"density", "diagonal"})
 OF_A_MODEL = frozenset(
     {
         "pixels",
+        "any size",
         "images",
         "pictures",
         "prior",
@@ -85,14 +86,16 @@ def properties(vae: nn.Module) -> frozenset[str]:
     Example:
         >>> import omnivae
         >>> two, three = (properties(omnivae.conv_vae(channels=(4,), image_size=8, dim=dim)) for dim in (2, 3))
-        >>> sorted(three)
-        ['density', 'diagonal', 'independent prior', 'kl of each element', 'one latent', 'pixels', 'prior', 'vector latent']
+        >>> sorted(three)[:4]
+        ['any size', 'density', 'diagonal', 'independent prior']
         >>> sorted(two - three)
         ['images', 'pictures']
     """
     have = set(getattr(vae.posterior, "provides", frozenset()))
     pixels = getattr(vae, "pixels", True)
     have |= {"pixels"} if pixels else set()
+    # A latent made of stacks of frames cannot have any number of them.
+    have |= {"any size"} if getattr(vae, "stack_size", None) is None else set()
     have |= {"images"} if pixels and vae.dim == 2 else set()
     have |= {"pictures"} if pixels and vae.dim == 2 and vae.in_channels in (1, 3) else set()
     # Of several levels each has its prior, which the levels above decide; a class that is inferred is a latent too.
@@ -120,6 +123,11 @@ def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, hav
             f"the loss {name!r} looks at {kind} through a network trained on photographs, and this "
             f"{type(vae).__name__} is of {vae.in_channels} channels in {vae.dim}-D",
             (f"drop {name!r}", "use l1 or mse in its place"),
+        )
+    if "any size" in missing:
+        return Refusal(
+            f"the loss {name!r} decodes resized latents, and this {type(vae).__name__} works on stacks of frames",
+            (f"drop {name!r}", "train on whole clips, without stacks"),
         )
     if "classes" in missing:
         return Refusal(
