@@ -224,7 +224,8 @@ def _refuse(path: str | Path, series: SeriesInfo, on_gaps: str, on_order: str) -
             remedies.append("find the slices, or interpolate with --on_gaps resample (on_gaps='resample')")
         if any(p.severity == "order" for p in bad):
             remedies.append("get the series again, or believe the positions with on_order='positions'")
-    raise ValueError(f"{path} is no regular volume: {': '.join(['; '.join(map(str, bad)), *remedies])}")
+    where = f"series {series.number} of {path}" if Path(path).is_dir() else str(path)
+    raise ValueError(f"{where} is no regular volume: {': '.join(['; '.join(map(str, bad)), *remedies])}")
 
 
 def _drop_duplicates(path: str | Path, series: SeriesInfo, stored: dict[int, np.ndarray]) -> list[Problem]:
