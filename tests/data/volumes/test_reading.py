@@ -82,6 +82,17 @@ def test_a_spacing_of_zero(tmp_path, length):
         read_volume(tmp_path / "v.nii")
 
 
+@pytest.mark.parametrize(("quaternion", "word"), [(2.0, "damaged"), (np.nan, "not finite")])
+def test_a_broken_qform_beside_a_sform_is_said(tmp_path, quaternion, word):
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.diag([1.0, 1, 2, 1]))
+    image.header["qform_code"] = 1
+    image.header["quatern_b"] = image.header["quatern_c"] = quaternion
+    nibabel.save(image, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volume.affine, np.diag([1.0, 1, 2, 1]))
+    assert any(f"the qform is {word}" in problem for problem in volume.problems)
+
+
 def test_neither_sform_nor_qform_is_read_and_said(tmp_path):
     image = nibabel.Nifti1Image(SMALL, None)
     image.header.set_zooms((1, 2, 3))

@@ -187,8 +187,8 @@ def _single(
     problems.append(
         Problem(
             "one slice",
-            "a single slice has no distance between slices (its thickness is none): give slice_spacing in mm to read it as a "
-            "volume of depth 1",
+            "a single slice has no distance between slices (its thickness is none): give slice_spacing in mm (in Python: "
+            "read_dicom(path, slice_spacing=3.0)) to read it as a volume of depth 1",
             "error",
         )
     )

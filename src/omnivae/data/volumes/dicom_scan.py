@@ -166,7 +166,7 @@ def read_frames(item: Item) -> list[Frame] | None:
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=bare)
         except Exception:
-            if bare:  # any file may begin with these two bytes
+            if bare:  # any file may begin with these two bytes; one that says it is DICOM is reported below
                 return None
             raise
         if bare and ("SOPClassUID" not in header or "Rows" not in header):

@@ -242,16 +242,26 @@ def _affine(header: Any, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     if not affine[:3, :3].any(axis=0).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise ValueError(f"{path} has an affine of zeros or without volume ({said} {affine[:3].tolist()}): {remedy}")
     if sform > 0 and qform > 0 and (pixdim > 0).all() and np.isfinite(pixdim).all():
-        try:
-            other = header.get_qform()
-        except Exception:
-            other = affine
-        if np.abs(other - affine).max() > 1e-2 * max(1.0, np.abs(affine[:3, :3]).max()):
-            problems.append("sform and qform disagree; the sform is used")
+        problems += _qform_problems(header, affine)
     if factor != 1:
         affine[:3] *= factor
         problems.append(f"lengths are stored in {'metres' if factor > 1 else 'micrometres'}; read as mm")
     return affine, tuple(problems)
+
+
+def _qform_problems(header: Any, affine: np.ndarray) -> list[str]:
+    """Return what is to be said about a qform beside a sform, which is the one that is used."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        other = header.get_qform()
+    except (ValueError, HeaderDataError) as error:
+        return [f"the qform is damaged ({error}); the sform is used"]
+    if not np.isfinite(other).all():
+        return ["the qform is not finite; the sform is used"]
+    if np.abs(other - affine).max() > 1e-2 * max(1.0, np.abs(affine[:3, :3]).max()):
+        return ["sform and qform disagree; the sform is used"]
+    return []
 
 
 def _set_geometry(header: Any, volume: Volume) -> None:

@@ -112,6 +112,7 @@ def _pages(path: Path) -> int:
         with tifffile.TiffFile(path) as tif:
             return len(tif.pages)
     except Exception:
+        # A damaged file fails in any way. It counts as a stack, so that it is listed, and reading it says what is wrong.
         return 0
 
 
