@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -155,7 +155,7 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
     ):
         raise ValueError(
             f"batch normalisation needs at least two images in {'a batch' if size == 1 else 'every share of a batch'}: set "
-            f"training.batch_size to {2 * size} or more, or model.norm to group or none"
+            f"training.batch_size to {2 * size} or more{_other_norms(str(config.model['recipe']))}"
         )
     if config.data.resolutions and model.image_size is not None:
         raise ValueError(
@@ -182,6 +182,17 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
     if splits.condition is not None:
         model.statistics[COND] = splits.condition.to_dict()
     return model, losses, splits
+
+
+def _other_norms(recipe: str) -> str:
+    """Return how a recipe's setting of its normalisation is called, and its other values, as the end of a sentence."""
+    build = RECIPES[recipe]
+    hints = get_type_hints(build.__init__ if inspect.isclass(build) else build)
+    for name in ("norm", "norm_name"):
+        others = [value for value in get_args(hints.get(name)) if value and value != "batch"]
+        if others:
+            return f", or model.{name} to {' or '.join(others)}"
+    return ""
 
 
 def train(
