@@ -14,6 +14,7 @@ from PIL import Image
 from omnivae.data import DataConfig, load_data
 from omnivae.data.checking import UnusableImages, check_images
 from omnivae.data.header import ReadOptions
+from omnivae.data.tiff import read_tiff
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
@@ -110,6 +111,26 @@ def test_no_damaged_byte_escapes_the_check():
                 data[at] = random.integers(256)
             with contextlib.suppress(UnusableImages):  # which names the file; nothing else may come out
                 check(bytes(data), "full")
+
+
+@pytest.mark.parametrize("how", [{"compression": "zlib"}, {"metadata": None}, {"imagej": True}, {"bigtiff": True}])
+def test_pages_as_channels_are_all_there_or_refused_wherever_the_file_is_cut_off(how):
+    pages = np.random.default_rng(0).integers(1, 256, (5, 16, 16), dtype=np.uint8)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pages, photometric="minisblack", **how)
+    options = ReadOptions(pages_as_channels=True)
+    assert np.array_equal(read_tiff(buffer, "whole", options), np.moveaxis(pages, 0, -1))
+    whole, read, reasons = buffer.getvalue(), 0, set()
+    for cut in range(8, len(whole) - 1, 13):
+        try:
+            part = read_tiff(io.BytesIO(whole[:cut]), "part", options)
+        except ValueError as error:
+            reasons.add(str(error).partition("(")[0])
+        else:
+            read += 1
+            assert np.array_equal(part, np.moveaxis(pages, 0, -1)), f"after {cut} bytes: {part.shape}"
+    assert reasons == {"part is damaged and cannot be decoded "}
+    assert read < 5  # all but the padding at the very end matters
 
 
 def test_missing_tiles_are_not_read_as_zeros():

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def open_series(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
         tifffile's file and series.
 
     Raises:
-        ValueError: when it is damaged or holds several images.
+        ValueError: when it is damaged, cut off before its last page, or holds several images.
     """
     import tifffile
 
@@ -109,6 +109,7 @@ def open_series(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
         raise damaged(name, error) from error
     else:
         with tif:
+            _check_pages(tif, file, name)
             yield tif, _only_series(tif, name)
     finally:
         _reading.now = False
@@ -212,6 +213,24 @@ def _mode(page: Any, other: str, channels: int, dtype: np.dtype, name: str) -> t
         f"{name} stores colours as {kind} with {samples} samples of type {dtype}; expected grey, RGB, a palette or 8-bit "
         "CMYK: convert it"
     )
+
+
+def _check_pages(tif: Any, file: BinaryIO, name: str) -> None:
+    """Raise where the list of pages leads beyond the end of the file: tifffile would read those before it and go on."""
+    layout, size = tif.tiff, size_of(file)
+    order: Literal["little", "big"] = "little" if tif.byteorder == "<" else "big"
+    seen: set[int] = set()
+    file.seek(4 if layout.version == 42 else 8)
+    at = int.from_bytes(file.read(layout.offsetsize), order)
+    while at:
+        file.seek(at)
+        count = file.read(layout.tagnosize)
+        end = at + layout.tagnosize + int.from_bytes(count, order) * layout.tagsize + layout.offsetsize
+        if at in seen or len(count) < layout.tagnosize or end > size:
+            raise damaged(name, f"its list of pages breaks off after {len(seen)}")
+        seen.add(at)
+        file.seek(end - layout.offsetsize)
+        at = int.from_bytes(file.read(layout.offsetsize), order)
 
 
 def check_extent(series: Any, name: str, length: int) -> None:

@@ -279,6 +279,16 @@ def test_a_tiff_cut_off_is_refused(tmp_path, imagej, missing):
         read_volume(tmp_path / "v.tif")
 
 
+def test_a_stack_cut_off_after_its_first_page_is_no_picture(tmp_path):
+    tifffile.imwrite(tmp_path / "v.tif", np.ones((9, 50, 50), np.uint16), metadata=None, compression="zlib")
+    with tifffile.TiffFile(tmp_path / "v.tif") as tif:
+        second = tif.pages[1].offset
+    (tmp_path / "v.tif").write_bytes((tmp_path / "v.tif").read_bytes()[:second])
+    assert [entry.name for entry in list_volumes(tmp_path)] == ["v.tif"]
+    with pytest.raises(ValueError, match="its list of pages breaks off after 1"):
+        read_volume(tmp_path / "v.tif")
+
+
 # ------------------------------------------------------------------------------------------------ folders
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -106,13 +106,11 @@ def is_stack(path: Path) -> bool:
 
 
 def _pages(path: Path) -> int:
-    import tifffile
-
     try:
-        with tifffile.TiffFile(path) as tif:
+        with path.open("rb") as file, open_series(file, str(path)) as (tif, _):
             return len(tif.pages)
-    except Exception:
-        # A damaged file fails in any way. It counts as a stack, so that it is listed, and reading it says what is wrong.
+    except ValueError:
+        # A damaged file counts as a stack, so that it is listed, and reading it says what is wrong.
         return 0
 
 
@@ -121,28 +119,8 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     with path.open("rb") as file, open_series(file, str(path)) as (tif, series):
-        _check_pages(tif, path)
         check_extent(series, str(path), path.stat().st_size)
         yield tif, series
-
-
-def _check_pages(tif: Any, path: Path) -> None:
-    """Raise where the list of pages leads beyond the end of the file: tifffile would read those before it and go on."""
-    layout, size = tif.tiff, path.stat().st_size
-    order: Literal["little", "big"] = "little" if tif.byteorder == "<" else "big"
-    seen: set[int] = set()
-    with path.open("rb") as file:
-        file.seek(4 if layout.version == 42 else 8)
-        at = int.from_bytes(file.read(layout.offsetsize), order)
-        while at:
-            file.seek(at)
-            count = file.read(layout.tagnosize)
-            end = at + layout.tagnosize + int.from_bytes(count, order) * layout.tagsize + layout.offsetsize
-            if at in seen or len(count) < layout.tagnosize or end > size:
-                raise damaged(str(path), f"its list of pages breaks off after {len(seen)}")
-            seen.add(at)
-            file.seek(end - layout.offsetsize)
-            at = int.from_bytes(file.read(layout.offsetsize), order)
 
 
 def _header(tif: Any, series: Any, path: Path, axes: str | None) -> tuple[VolumeHeader, str]:
