@@ -14,7 +14,8 @@ from omnivae.models.storage import find_model
 from omnivae.models.tiled.arrays import image_channels, meta_bytes
 from omnivae.models.tiled.graph import Input
 from omnivae.models.tiled.memory import format_bytes, parse_bytes
-from omnivae.models.tiled.schedule import MetaSource, Schedule, compute, region_work
+from omnivae.models.tiled.regions import MetaSource, compute, region_work
+from omnivae.models.tiled.schedule import Schedule
 from omnivae.recipes import RECIPES
 from omnivae.types import strides
 
@@ -231,6 +232,8 @@ def _describe(schedule: Schedule, seconds: float | None) -> str:
         f"{format_bytes(schedule.peak_bytes)} at once, {format_bytes(schedule.file_bytes)} in temporary files, {tiles} tiles in "
         f"{sweeps} sweeps, {schedule.work / schedule.plain_work:.2f}x the arithmetic"
     )
+    if schedule.recomputed:
+        text += f" ({schedule.recomputed} values are computed again for want of disk)"
     return text if seconds is None else f"{text}, about {_duration(seconds)} here"
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import omnivae
 from omnivae.models.stacked import StackedVAE
+from omnivae.models.tiled import storage
 from omnivae.models.tiled.arrays import reader
 from omnivae.models.tiled.execute import execute
 from omnivae.models.tiled.graph import Gather, Input
@@ -17,7 +18,7 @@ from omnivae.models.tiled.memory import AllocationTracker, format_bytes, parse_b
 from omnivae.models.tiled.operators import _unfolds
 from omnivae.models.tiled.record import record
 from omnivae.models.tiled.schedule import make_schedule
-from omnivae.models.tiled.storage import Buffer
+from omnivae.models.tiled.storage import Buffer, scratch_folder
 from omnivae.networks import ConvDecoder, ConvEncoder, KLDecoder, KLEncoder
 
 
@@ -202,6 +203,60 @@ def test_no_convolution_is_computed_twice():
     assert schedule.work < 1.15 * schedule.plain_work
 
 
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_a_small_disk_costs_arithmetic_and_nothing_else(direction):
+    model = shaken(maisi())
+    network = getattr(model, direction)
+    x = torch.randn(1, *((1, 16, 24, 28) if direction == "encoder" else (4, 4, 6, 7)), dtype=torch.float64)
+    source, output = record(network, x.shape)
+    with torch.no_grad():
+        whole = network(x)
+    made = {}
+    for disk in (None, 2_000_000, 1_200_000, 500_000):
+        schedule = make_schedule(source, output, 800_000, keep_output=False, disk=disk)
+        result = torch.empty_like(whole)
+
+        def write(region, tile, result=result):
+            result[(..., *(slice(*bounds) for bounds in region))] = tile
+
+        execute(schedule, reader(x, 0, x.shape[2:]), device=x.device, sink=write)
+        torch.testing.assert_close(result, whole, atol=1e-9, rtol=1e-9)
+        assert disk is None or schedule.file_bytes <= disk
+        made[disk] = schedule
+    assert made[None].recomputed == 0 < made[500_000].recomputed
+    assert made[None].file_bytes > 500_000
+    assert made[None].work < made[1_200_000].work < made[500_000].work
+
+
+def test_a_sum_takes_the_place_of_its_summand():
+    """Three values of one size would be kept at once in a residual block: the input, what is between, and the sum."""
+    model = kl(3, channels=(8, 8), num_res_blocks=2).eval()
+    source, output = record(model.encoder, (1, 1, 32, 32, 32))
+    schedule = make_schedule(source, output, 1_000_000, keep_output=False)
+    assert any(step.overwrites is not None for step in schedule.steps)
+    assert schedule.file_bytes < 2.1 * 8 * 32**3 * 4
+
+
+def test_a_convolution_never_overwrites_what_it_reads():
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8)
+    )
+    source, output = record(network.eval(), (1, 1, 64, 64))
+    schedule = make_schedule(source, output, 60_000, keep_output=False)
+    assert schedule.file_bytes
+    assert not any(step.overwrites for step in schedule.steps)
+
+
+def test_temporary_files_avoid_file_systems_in_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert scratch_folder() in (tmp_path, Path("/var/tmp"))
+    memory = Path("/dev/shm")
+    if storage._in_memory(memory) and not storage._in_memory(Path("/var/tmp")):
+        monkeypatch.setattr(tempfile, "tempdir", str(memory))
+        assert scratch_folder() == Path("/var/tmp")
+        assert scratch_folder(memory) == memory  # who names a folder gets it
+
+
 def test_a_memmap_goes_in_and_a_memmap_comes_out(tmp_path):
     model = shaken(kl(3), torch.float32)
     shape = (1, 1, 12, 20, 18)
@@ -305,9 +360,16 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path, monkeypatch)
     class Usage:
         free = 10
 
+    model, x = shaken(kl(2)), torch.randn(1, 1, 96, 96, dtype=torch.float64)
+    source, output = record(model.encoder, x.shape)
+    planned = make_schedule(source, output, 400_000, keep_output=True)
+    whole = model.encode(x).mean
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
-    with pytest.raises(OSError, match="scratch="):
-        omnivae.Tiled(kl(2).eval(), memory="200kB", scratch=tmp_path).encode(torch.zeros(1, 1, 96, 96))
+    with pytest.raises(OSError, match="TMPDIR"):
+        execute(planned, reader(x, 0, (96, 96)), device=x.device, scratch=tmp_path)
+    # what is planned on a full disk does without files
+    made = omnivae.Tiled(model, memory="400kB", scratch=tmp_path).encode(x)
+    torch.testing.assert_close(made.mean, whole, atol=1e-9, rtol=1e-9)
 
 
 def test_a_network_that_decides_by_numbers_is_refused():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from omnivae.models.tiled.graph import Gather, Input, Node, Reduce, Region
 from omnivae.models.tiled.memory import format_bytes, give_back
-from omnivae.models.tiled.schedule import Schedule, Source, Step, compute, evaluate
-from omnivae.models.tiled.storage import Buffer
+from omnivae.models.tiled.regions import Source, compute, evaluate
+from omnivae.models.tiled.schedule import Schedule, Step
+from omnivae.models.tiled.storage import Buffer, scratch_folder
 
 #: Called with a region and its values.
 Sink = Callable[[Region, Tensor], None]
@@ -88,7 +88,7 @@ def execute(
         read: gives a region of the input as a tensor of its own.
         device: where tiles are computed.
         sink: takes the output region by region; without it the output is returned.
-        scratch: folder for temporary files; the system's own by default.
+        scratch: folder for temporary files; :func:`~omnivae.models.tiled.storage.scratch_folder` by default.
         progress: called after every tile.
 
     Returns:
@@ -97,7 +97,7 @@ def execute(
     Raises:
         OSError: when the disk has no room for the values that are kept, before anything is computed.
     """
-    folder = Path(scratch or tempfile.gettempdir())
+    folder = scratch_folder(scratch)
     _check_disk(folder, schedule.file_bytes)
     values = _Values(read, device)
     report = _Report(schedule, progress)
@@ -127,7 +127,8 @@ def execute(
 def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sink | None) -> Tensor | None:
     """Compute a field tile by tile: keep it, hand it on, and take its statistics."""
     node = step.node
-    buffer = Buffer(node, None if step.in_memory else folder) if step.keep else None
+    over = None if step.overwrites is None else values.buffers[step.overwrites]
+    buffer = Buffer(node, None if step.in_memory else folder, over) if step.keep else None
     states: dict[Reduce, Any] = dict.fromkeys(step.reduces)
     share = step.work / step.num_tiles
     try:
@@ -150,6 +151,8 @@ def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sin
         values.wholes[reduce] = reduce.finish(state, *reduce.tensors)
     if buffer is not None:
         values.buffers[node] = buffer
+        if step.overwrites is not None:
+            del values.buffers[step.overwrites]  # its file goes on as this one's
         if step.in_memory and sink is None and buffer.values is not None:
             return buffer.whole()
     return None
@@ -192,5 +195,5 @@ def _check_disk(folder: Path, needed: int) -> None:
     if needed > free:
         raise OSError(
             f"values between the layers need {format_bytes(needed)} in {folder}, which has {format_bytes(free)} free: give more "
-            "memory, or scratch= another folder"
+            "memory, or scratch= another folder (the environment variable TMPDIR for commands)"
         )

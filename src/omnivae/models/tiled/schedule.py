@@ -14,11 +14,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from omnivae.models.tiled.graph import AsField, Constant, Gather, Input, Node, Reduce, Region
-from omnivae.models.tiled.memory import AllocationTracker, format_bytes
+from omnivae.models.tiled.graph import AsField, Constant, Gather, Input, Local, Node, Reduce, Region
+from omnivae.models.tiled.memory import format_bytes
+from omnivae.models.tiled.regions import region_work, tile_bytes
 
 #: Convolutions behind one another that are computed together before a value is kept.
 CHAIN = 3
@@ -34,6 +32,7 @@ class Step:
         node: what is computed.
         keep: whether it is kept.
         in_memory: kept in memory, not in a file.
+        overwrites: a kept value that nothing needs afterwards and whose place this one takes, region by region.
         reduces: statistics that are taken on the way.
         reads: kept and whole values that it is computed from.
         frees: those that nothing needs afterwards.
@@ -45,6 +44,7 @@ class Step:
     node: Node
     keep: bool = False
     in_memory: bool = False
+    overwrites: Node | None = None
     reduces: list[Reduce] = dataclasses.field(default_factory=list)
     reads: list[Node] = dataclasses.field(default_factory=list)
     frees: list[Node] = dataclasses.field(default_factory=list)
@@ -83,6 +83,7 @@ class Schedule:
         file_bytes: the most in files at once.
         work: multiplications.
         plain_work: those of a run without tiles.
+        recomputed: number of values that are computed again instead of kept, because the disk would not hold them.
     """
 
     source: Node
@@ -92,16 +93,19 @@ class Schedule:
     file_bytes: int = 0
     work: float = 0.0
     plain_work: float = 0.0
+    recomputed: int = 0
 
 
-def make_schedule(source: Node, output: Node, memory: int, *, keep_output: bool) -> Schedule:
-    """Return how to compute ``output`` within ``memory`` bytes.
+def make_schedule(source: Node, output: Node, memory: int, *, keep_output: bool, disk: int | None = None) -> Schedule:
+    """Return how to compute ``output`` within ``memory`` bytes, and where possible within ``disk`` bytes of temporary files.
 
     Args:
         source: the input, which is somewhere else.
         output: a field.
         memory: bytes for tiles, kept values and whole ones.
         keep_output: whether the output is kept in memory, not handed on tile by tile.
+        disk: bytes for values in files. Where they do not do, those that are cheapest for their size are computed again
+            whenever they are read; the schedule says what it takes in the end, which may still be more.
 
     Returns:
         The schedule.
@@ -110,7 +114,48 @@ def make_schedule(source: Node, output: Node, memory: int, *, keep_output: bool)
         ValueError: when no tile is small enough, naming what needs the memory.
     """
     order = topological(output)
-    steps = _steps(order, output)
+    steps, used, files = _arrange(order, output, memory, keep_output, set())
+    dropped: set[Node] = set()
+    while disk is not None and max(files, default=0) > disk:
+        chosen = _recomputed(order, output, memory, keep_output, dropped, disk)
+        if chosen is None:
+            break  # not even that fits: whoever carries it out says how much is missing
+        dropped.add(chosen)
+        steps, used, files = _arrange(order, output, memory, keep_output, dropped)
+    for node in [node for node in order if node in dropped]:
+        # What was given up first may have room again.
+        less = _arrange(order, output, memory, keep_output, dropped - {node})
+        if disk is not None and max(less[2], default=0) <= disk:
+            dropped.remove(node)
+            steps, used, files = less
+    peak = 0
+    for step, taken in zip(steps, used, strict=True):
+        if step.node.is_field or isinstance(step.node, Gather):
+            _choose_tiles(step, memory - taken, taken, memory)
+        else:
+            step.tile_bytes, step.work = 0, float(math.prod(step.node.shape))
+        peak = max(peak, taken + step.tile_bytes)
+    return Schedule(
+        source,
+        output,
+        steps,
+        peak_bytes=peak,
+        file_bytes=max(files, default=0),
+        work=sum(step.work for step in steps),
+        plain_work=sum(node.work(node.full()) for node in order if _is_computed(node)),
+        recomputed=len(dropped),
+    )
+
+
+def _is_computed(node: Node) -> bool:
+    return node.is_field and not isinstance(node, (Input, AsField))
+
+
+def _arrange(
+    order: Sequence[Node], output: Node, memory: int, keep_output: bool, dropped: set[Node]
+) -> tuple[list[Step], list[int], list[int]]:
+    """Return the steps, without tiles, and the bytes that are kept in memory and in files during each."""
+    steps = _steps(order, output, dropped)
     by_node = {step.node: step for step in steps}
     _lifetimes(steps)
     if keep_output:
@@ -123,17 +168,34 @@ def make_schedule(source: Node, output: Node, memory: int, *, keep_output: bool)
         place = fixed.index(max(fixed))
         _refuse_whole(steps, place, fixed[place], memory)
     _place(steps, fixed, memory)
+    _share(steps)
     used = _live(steps, [step for step in steps if _stays(step) or (step.keep and step.in_memory)])
-    files = _live(steps, [step for step in steps if step.keep and not step.in_memory])
-    peak = 0
-    for step, taken in zip(steps, used, strict=True):
-        if step.node.is_field or isinstance(step.node, Gather):
-            _choose_tiles(step, memory - taken, taken, memory)
-        else:
-            step.tile_bytes, step.work = 0, float(math.prod(step.node.shape))
-        peak = max(peak, taken + step.tile_bytes)
-    plain = sum(node.work(node.full()) for node in order if node.is_field and not isinstance(node, (Input, AsField)))
-    return Schedule(source, output, steps, peak, max(files, default=0), sum(step.work for step in steps), plain)
+    return steps, used, _live(steps, [step for step in steps if step.keep and not step.in_memory])
+
+
+def _recomputed(
+    order: Sequence[Node], output: Node, memory: int, keep_output: bool, dropped: set[Node], disk: int
+) -> Node | None:
+    """Return the value in a file that is best computed again whenever it is read: much room for little arithmetic."""
+    steps, _, files = _arrange(order, output, memory, keep_output, dropped)
+    over, work = _excess(files, disk), _sweep_work(steps)
+    best, chosen = 0.0, None
+    for step in steps:
+        if not step.keep or step.in_memory or step.node is output:
+            continue
+        trial, _, left = _arrange(order, output, memory, keep_output, {*dropped, step.node})
+        rate = (over - _excess(left, disk)) / max(_sweep_work(trial) - work, 1.0)
+        if rate > best:
+            best, chosen = rate, step.node
+    return chosen
+
+
+def _excess(files: Sequence[int], disk: int) -> float:
+    return float(sum(max(taken - disk, 0) for taken in files))
+
+
+def _sweep_work(steps: Sequence[Step]) -> float:
+    return sum(region_work(step.field, step.field.full(), set(step.reads)) for step in steps if step.field.is_field)
 
 
 def topological(output: Node) -> list[Node]:
@@ -155,7 +217,7 @@ def topological(output: Node) -> list[Node]:
 # -- steps
 
 
-def _steps(order: Sequence[Node], output: Node) -> list[Step]:
+def _steps(order: Sequence[Node], output: Node, dropped: set[Node]) -> list[Step]:
     consumers: dict[Node, list[Node]] = {node: [] for node in order}
     for node in order:
         for parent in dict.fromkeys(node.inputs):
@@ -169,12 +231,13 @@ def _steps(order: Sequence[Node], output: Node) -> list[Step]:
         behind = max((chain[p] for p in node.inputs if p not in kept), default=0)
         if node.heavy and behind >= CHAIN:
             deep = [p for p in node.inputs if p.is_field and p not in kept and chain[p] >= CHAIN]
-            kept.update(deep)
+            kept.update(p for p in deep if p not in dropped)
             behind = max((chain[p] for p in node.inputs if p not in kept), default=0)
-        chain[node] = behind + int(node.heavy)
+        # What is computed again by decision does not count, or something else of its size would be kept in its place.
+        chain[node] = 0 if node in dropped else behind + int(node.heavy)
         readers = [c for c in consumers[node] if not isinstance(c, Reduce)]
         summed = len(readers) < len(consumers[node])
-        if chain[node] and node is not output and (summed or len(readers) > 1):
+        if chain[node] and node is not output and node not in dropped and (summed or len(readers) > 1):
             kept.add(node)
     steps: list[Step] = []
     sweeps: dict[Node, Step] = {}
@@ -236,10 +299,46 @@ def _live(steps: Sequence[Step], counted: Sequence[Step]) -> list[int]:
     chosen = {step.node: step.node.num_bytes for step in counted}
     alive, live = 0, []
     for step in steps:
-        alive += chosen.get(step.node, 0)
+        shared = step.node in chosen and step.overwrites in chosen
+        alive += 0 if shared else chosen.get(step.node, 0)
         live.append(alive)
-        alive -= sum(chosen.get(node, 0) for node in step.frees)
+        alive -= sum(chosen.get(node, 0) for node in step.frees if not (shared and node is step.overwrites))
     return live
+
+
+def _share(steps: Sequence[Step]) -> None:
+    """Let a sum take the place of the summand that it is the last to read, as additions in place do."""
+    by_node = {step.node: step for step in steps}
+    for step in steps:
+        node = step.node
+        if not step.keep or not node.is_field:
+            continue
+        for old in _read_pointwise(step):
+            kept = by_node[old]
+            alike = (old.shape, old.dtype, old.axes) == (node.shape, node.dtype, node.axes)
+            if alike and old in step.frees and kept.keep and kept.in_memory == step.in_memory:
+                step.overwrites = old
+                break
+
+
+def _read_pointwise(step: Step) -> list[Node]:
+    """Return the kept fields of which every position is read for the same position of the result only."""
+    known = set(step.reads)
+    found: dict[Node, bool] = {}
+    seen: set[tuple[Node, bool]] = set()
+    stack = [(step.node, True)]
+    while stack:
+        node, same = stack.pop()
+        if (node, same) in seen:
+            continue
+        seen.add((node, same))
+        for parent in node.inputs:
+            here = same and isinstance(node, Local) and parent.is_field and parent.size == node.size
+            if parent in known and parent.is_field:
+                found[parent] = found.get(parent, True) and here
+            elif parent not in known and not isinstance(parent, Input):
+                stack.append((parent, here))
+    return [node for node, alone in found.items() if alone]
 
 
 def _place(steps: Sequence[Step], fixed: Sequence[int], memory: int) -> None:
@@ -276,112 +375,6 @@ def _choose_tiles(step: Step, budget: int, taken: int, memory: int) -> None:
         splits[longest] = math.ceil(node.size[longest] / math.ceil(lengths[longest] / 2))
     count = math.prod(math.ceil(n / length) for n, length in zip(node.size, lengths, strict=True))
     step.work = region_work(node, region, known) * count
-
-
-def tile_bytes(node: Node, region: Region, known: set[Node], *, filed: bool = False) -> int:
-    """Return the most memory that a region takes while it is computed from known values: a run on the meta device."""
-    with AllocationTracker() as tracker, torch.no_grad():
-        made = evaluate(node, region, MetaSource(known))
-        if filed:
-            copied = made.permute(node.kept_order()).contiguous()
-            del copied
-        del made
-    return tracker.peak
-
-
-def region_work(node: Node, region: Region, known: set[Node]) -> float:
-    """Return the multiplications of a region, what it is computed from included."""
-    if node in known or isinstance(node, (Input, Constant)) or not node.is_field:
-        return 0.0
-    total = node.work(region)
-    for parent, need in zip(node.inputs, node.needs(region), strict=True):
-        if need is not None and parent.is_field:
-            total += region_work(parent, need, known)
-    return total
-
-
-class Source:
-    """Where values come from while a region is computed."""
-
-    def field(self, node: Node, region: Region) -> Tensor | None:
-        """Return a region of a kept value or of the input as a tensor of its own, or ``None`` for one that must be computed."""
-        raise TypeError(f"{type(self).__name__} does not define field")
-
-    def whole(self, node: Node) -> Tensor:
-        """Return a whole value."""
-        raise TypeError(f"{type(self).__name__} does not define whole")
-
-    def tensors(self, node: Node) -> Sequence[Tensor | None]:
-        """Return a node's constants."""
-        return node.tensors
-
-
-class MetaSource(Source):
-    """Values without numbers, to measure what a region takes."""
-
-    def __init__(self, known: set[Node]) -> None:
-        self.known = known
-
-    def field(self, node: Node, region: Region) -> Tensor | None:
-        if node not in self.known and not isinstance(node, Input):
-            return None
-        order = node.kept_order()
-        shape = node.local_shape(region)
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return torch.empty([shape[dim] for dim in order], dtype=node.dtype, device="meta").permute(back)
-
-    def whole(self, node: Node) -> Tensor:
-        return _unseen(node.shape, node.dtype)
-
-    def tensors(self, node: Node) -> Sequence[Tensor | None]:
-        return [None if tensor is None else _unseen(tensor.shape, tensor.dtype) for tensor in node.tensors]
-
-
-def _unseen(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    # Constants and whole values are counted elsewhere: one number stands for all of them here.
-    return torch.empty((), dtype=dtype, device="meta").expand(tuple(shape))
-
-
-def evaluate(node: Node, region: Region, source: Source) -> Tensor:
-    """Return a region of a field, computed from kept values.
-
-    Args:
-        node: a field.
-        region: which part.
-        source: gives kept values.
-
-    Returns:
-        A tensor of its own.
-    """
-    made = source.field(node, region)
-    return compute(node, region, source) if made is None else made
-
-
-def compute(node: Node, region: Region, source: Source) -> Tensor:
-    """Return a region of a field, computed even if the field itself is kept."""
-    tiles: list[Tensor | None] = [None] * len(node.inputs)
-    needs = node.needs(region)
-    # The branch with more behind it goes first: it takes the most memory, and so it runs beside nothing.
-    for i in sorted(range(len(needs)), key=lambda i: -_depth(node.inputs[i])):
-        parent, need = node.inputs[i], needs[i]
-        if isinstance(parent, Constant):
-            tiles[i] = source.tensors(parent)[0]
-        elif not parent.is_field:
-            tiles[i] = source.whole(parent)
-        elif need is None:
-            shape = parent.local_shape(tuple((0, 0) for _ in parent.size))
-            tiles[i] = torch.empty(shape, dtype=parent.dtype)
-        else:
-            tiles[i] = evaluate(parent, need, source)
-    return node.compute(tiles, source.tensors(node), region)
-
-
-def _depth(node: Node) -> int:
-    depth = 0
-    while node.inputs:
-        node = node.inputs[0]
-        depth += 1
-    return depth
 
 
 # -- refusals

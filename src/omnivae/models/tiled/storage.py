@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,39 @@ from torch import Tensor
 from omnivae.models.tiled.graph import Node, Region
 
 
+def scratch_folder(chosen: Path | None = None) -> Path:
+    """Return where temporary files go: the folder that was chosen, or the system's own, unless that lies in memory.
+
+    On many systems the folder for temporary files is a file system in memory, where files would take what they are to save; such a
+    one is passed over for ``/var/tmp``, which lies on a disk by convention.
+
+    Args:
+        chosen: a folder.
+
+    Returns:
+        The folder.
+    """
+    if chosen is not None:
+        return chosen
+    usual, other = Path(tempfile.gettempdir()), Path("/var/tmp")
+    if not _in_memory(usual) or not os.access(other, os.W_OK | os.X_OK) or _in_memory(other):
+        return usual
+    return other
+
+
+def _in_memory(folder: Path) -> bool:
+    """Whether a folder lies in a file system in memory, where Linux says so."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    path = folder.resolve()
+    above = [
+        (len(Path(mount).parts), i, kind) for i, (_, mount, kind, *_) in enumerate(mounts) if path.is_relative_to(mount)
+    ]
+    return bool(above) and max(above)[2] in ("tmpfs", "ramfs")
+
+
 class Buffer:
     """A field, channels last: positions first, whatever is not spatial behind them.
 
@@ -22,9 +56,10 @@ class Buffer:
     Args:
         node: whose value it is.
         directory: for the file; ``None`` keeps the value in memory.
+        over: a value of the same shape whose place it takes: each region of that is read for the last time before it is written.
     """
 
-    def __init__(self, node: Node, directory: Path | None = None) -> None:
+    def __init__(self, node: Node, directory: Path | None = None, over: Buffer | None = None) -> None:
         self.node = node
         self.order = node.kept_order()
         self.back = sorted(range(len(self.order)), key=self.order.__getitem__)
@@ -34,7 +69,9 @@ class Buffer:
         self.item = math.prod(self.rest) * node.dtype.itemsize
         self.values: Tensor | None = None
         self.file: Any = None
-        if directory is None:
+        if over is not None:
+            self.values, self.file = over.values, over.file
+        elif directory is None:
             self.values = torch.empty([*node.size, *self.rest], dtype=node.dtype)
         else:
             # Nothing is left behind, also after a kill: the file has no name (on Windows it is deleted when closed).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from omnivae.models.tiled.graph import Region
 from omnivae.models.tiled.memory import format_bytes, parse_bytes
 from omnivae.models.tiled.record import record
 from omnivae.models.tiled.schedule import Schedule, make_schedule
+from omnivae.models.tiled.storage import scratch_folder
 from omnivae.models.vae import VAE
 from omnivae.types import strides
 
@@ -54,7 +56,8 @@ class Tiled:
         memory: what encoding or decoding may add to the memory of the process: a number of bytes, or text such as "4GB".
             The model, what it is called with and an ``out`` are not counted; a result that is returned is.
         mode: "exact" or "blended".
-        scratch: folder for temporary files; the system's own by default. They vanish with the process, however it ends.
+        scratch: folder for temporary files; by default the system's own, or ``/var/tmp`` where that lies in memory. They vanish
+            with the process, however it ends. Where its disk does not hold all of them, values are computed again instead.
         overlap: share of a blended tile that it has in common with each neighbour, in [0, 0.5].
         progress: called after every tile with a :class:`~omnivae.models.tiled.execute.TileProgress`.
 
@@ -211,7 +214,7 @@ class Tiled:
         padded = self.vae.padded_size(size)
         encoder: Any = self.vae.encoder
         source, output = record(encoder, (1, self.vae.in_channels, *padded), cond=cond)
-        return make_schedule(source, output, self.memory, keep_output=True)
+        return make_schedule(source, output, self.memory, keep_output=True, disk=self._disk())
 
     def decode_schedule(
         self, latent_size: Sequence[int], cond: Tensor | None = None, *, memory: int | None = None
@@ -231,9 +234,13 @@ class Tiled:
         """
         decoder: Any = self.vae.decoder
         source, output = record(decoder, (1, self.vae.latent_dim, *latent_size), cond=cond)
-        return make_schedule(source, output, memory or self.memory, keep_output=False)
+        return make_schedule(source, output, memory or self.memory, keep_output=False, disk=self._disk())
 
     # -- inside
+
+    def _disk(self) -> int:
+        # A twentieth is left to others.
+        return int(0.95 * shutil.disk_usage(scratch_folder(self.scratch)).free)
 
     def _blend_encode(self, read: Callable[[Region], Tensor], out: Tensor, cond: Tensor | None) -> SeamError:
         network: Any = self.vae.encoder
