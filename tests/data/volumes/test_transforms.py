@@ -1,6 +1,7 @@
 """Transforms of volumes: exact affines, exact inverses, and agreement with nibabel, MONAI and interpolation by hand."""
 
 import itertools
+import json
 
 import nibabel
 import numpy as np
@@ -18,6 +19,7 @@ from omnivae.data.volumes import (
     Window,
     ZScore,
     contract_pipeline,
+    contract_return,
     resample,
 )
 from omnivae.volume import Volume
@@ -238,6 +240,35 @@ def test_a_contract_there_and_back():
     assert np.array_equal(np.rint(nested.inverse(nested.volume).array), volume.array)
     with pytest.raises(ValueError, match="expected channels and the transformed size"):
         applied.inverse(np.zeros((1, 3, 3, 3)))
+
+
+@pytest.mark.parametrize("affine", [OBLIQUE, TILTED], ids=["oblique", "tilted"])
+@pytest.mark.parametrize(
+    "contract",
+    [
+        {"unit": "HU", "window": [-900, 1100], "orientation": "RAS"},
+        {"unit": "HU", "window": [-900, 1100], "orientation": "PIR", "spacing": [1.3, 0.7, 2.0], "range": [-1, 1]},
+        {"unit": "arbitrary", "percentiles": [1, 99.5], "orientation": "LAS"},
+        {"unit": "arbitrary", "zscore": 3.0, "spacing": [2.0, 2.0, 2.0], "clip": False},
+    ],
+    ids=lambda c: "-".join(k for k in c if k in ("window", "percentiles", "zscore", "spacing")),
+)
+def test_the_way_back_is_found_without_the_values(contract, affine):
+    """What a volume's geometry and window say, through JSON, is enough: the inverse is the same bit for bit."""
+    volume = noise((13, 11, 9), affine=affine, unit=contract["unit"], dtype=np.float32)
+    two = volume.with_array(np.concatenate([volume.array, 3 * volume.array + 90]))
+    for some in (volume, two):
+        applied = contract_pipeline(contract)(some)
+        window, known = json.loads(json.dumps([applied.facts["window"], some.affine.tolist()]))
+        geometry = Volume(np.zeros_like(some.array), np.array(known), unit=some.unit)
+        again = contract_return(contract, geometry, window)
+        assert (again.volume.size, again.volume.unit) == (applied.volume.size, applied.volume.unit)
+        assert np.array_equal(again.volume.affine, applied.volume.affine)
+        result = np.random.default_rng(0).random(applied.volume.array.shape, dtype=np.float32)
+        one, other = applied.inverse(result), again.inverse(result)
+        assert np.array_equal(one.array, other.array)
+        assert (one.array.dtype, one.unit) == (other.array.dtype, other.unit)
+        assert np.array_equal(one.affine, other.affine)
 
 
 @pytest.mark.parametrize("clip", [True, False])

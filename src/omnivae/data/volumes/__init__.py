@@ -18,7 +18,7 @@ from omnivae.data.volumes.reading import read_volume, volume_header, write_volum
 from omnivae.data.volumes.resampling import resample
 from omnivae.data.volumes.transforms import Applied, Pipeline, Step, Transform
 from omnivae.data.volumes.values import check_hu, from_stored, guess_unit, to_stored
-from omnivae.data.volumes.windows import HU_WINDOWS, Percentiles, Window, ZScore, contract_pipeline
+from omnivae.data.volumes.windows import HU_WINDOWS, Percentiles, Window, ZScore, contract_pipeline, contract_return
 
 __all__ = [
     "HU_WINDOWS",
@@ -44,6 +44,7 @@ __all__ = [
     "check_hu",
     "choose_series",
     "contract_pipeline",
+    "contract_return",
     "ct_phantom",
     "dicom_header",
     "field_phantom",

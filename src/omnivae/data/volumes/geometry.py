@@ -60,7 +60,8 @@ class Orient(Transform):
             turned = np.flip(v.array, flipped).transpose(0, *(1 + int(a) for a in np.argsort(order)))
             return v.with_array(np.ascontiguousarray(turned), affine=source_affine)
 
-        return Step("geometry", forward, backward, {"orientation": f"{now} to {self.orientation}"})
+        size = tuple(volume.size[source] for source in order)
+        return Step("geometry", forward, backward, {"orientation": f"{now} to {self.orientation}"}, (size, affine))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Resample(Transform):
         def backward(v: Volume, mode: Interpolation) -> Volume:
             return resample(v, source_size, source_affine, interpolation=mode, antialias=self.antialias)
 
-        return Step("geometry", forward, backward, {"resampled": True, "grid": [i, j, k]})
+        return Step("geometry", forward, backward, {"resampled": True, "grid": [i, j, k]}, ((i, j, k), affine))
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def _box(volume: Volume, start: Sequence[int], size: Sequence[int], *, mode: str
         return v.with_array(cut, affine=source_affine)
 
     facts = {"box_start": [int(s) for s in start], "box_size": [int(s) for s in size]} if moved else {}
-    return Step("geometry", forward, backward, facts)
+    return Step("geometry", forward, backward, facts, (tuple(int(n) for n in size), affine))
 
 
 def _cut(array: np.ndarray, start: Sequence[int], size: Sequence[int], mode: str, value: float) -> np.ndarray:

@@ -27,12 +27,14 @@ class Step:
         forward: applies it to a volume of the source's grid.
         backward: applies the inverse to a volume of the resulting grid.
         facts: figures to report, such as the share of values clipped.
+        grid: size and affine of the result; None where they are the source's.
     """
 
     kind: Literal["geometry", "intensity"]
     forward: Callable[[Volume, Interpolation], Volume]
     backward: Callable[[Volume, Interpolation], Volume]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    grid: tuple[tuple[int, ...], np.ndarray] | None = None
 
 
 class Transform(ABC):
@@ -155,7 +157,7 @@ class Pipeline(Transform):
         for transform in self.transforms:
             steps.append(transform.plan(out))
             out = steps[-1].forward(out, interpolation)
-        return Applied(out, _geometry_of(volume), tuple(steps))
+        return Applied(out, geometry_of(volume), tuple(steps))
 
     def plan(self, volume: Volume) -> Step:
         applied = self(volume)
@@ -165,9 +167,17 @@ class Pipeline(Transform):
             lambda v, mode: applied.repeat(v, values=True, interpolation=mode),
             lambda v, mode: applied.inverse(v, interpolation=mode),
             applied.facts,
+            (applied.volume.size, applied.volume.affine),
         )
 
 
-def _geometry_of(volume: Volume) -> Volume:
-    """Return a volume of the same geometry whose values take no memory."""
-    return volume.with_array(np.broadcast_to(np.zeros((), volume.array.dtype), volume.array.shape))
+def geometry_of(volume: Volume, step: Step | None = None) -> Volume:
+    """Return a volume of the same geometry whose values take no memory.
+
+    Args:
+        volume: any.
+        step: that has moved it; its values are not looked at.
+    """
+    size, affine = (volume.size, volume.affine) if step is None or step.grid is None else step.grid
+    empty = np.broadcast_to(np.zeros((), volume.array.dtype), (len(volume.array), *size))
+    return volume.with_array(empty, affine=affine)

@@ -10,7 +10,7 @@ import numpy as np
 
 from omnivae.data.volumes.geometry import Orient, Resample
 from omnivae.data.volumes.resampling import Interpolation
-from omnivae.data.volumes.transforms import Pipeline, Step, Transform
+from omnivae.data.volumes.transforms import Applied, Pipeline, Step, Transform, geometry_of
 from omnivae.volume import Unit, Volume
 
 #: Windows of radiology in HU: the lowest and highest value shown.
@@ -184,6 +184,37 @@ def contract_pipeline(intensity: Mapping[str, Any]) -> Pipeline:
         first, last = intensity["percentiles"]
         transforms.append(Percentiles(first, last, (low, high), clip))
     return Pipeline(tuple(transforms))
+
+
+def contract_return(intensity: Mapping[str, Any], source: Volume, window: Any) -> Applied:
+    """Return the way back that :func:`contract_pipeline` found for a volume, when its values are no longer there.
+
+    Args:
+        intensity: the contract.
+        source: geometry, unit and number of channels of the volume; its values are not looked at.
+        window: ``facts["window"]`` of that time: the values that became the ends of the range.
+
+    Returns:
+        What :class:`Pipeline` returned then, the values aside: its ``inverse`` is the same.
+
+    Example:
+        >>> contract = {"unit": "HU", "window": [-1000, 1000], "range": [0, 1], "orientation": "RAS"}
+        >>> volume = Volume(np.full((1, 4, 5, 6), -500, np.int16), np.diag([-1.0, -1.0, 3.0, 1.0]), unit="HU")
+        >>> applied = contract_pipeline(contract)(volume)
+        >>> back = contract_return(contract, applied.source, applied.facts["window"]).inverse(applied.volume)
+        >>> back.orientation, back.unit, bool((back.array == volume.array).all())
+        ('LPS', 'HU', True)
+    """
+    low, high = (np.asarray(end, dtype=np.float64).reshape(-1, 1, 1, 1) for end in window)
+    first, last = intensity.get("range", (0.0, 1.0))
+    move = _Affine(low, high, (float(first), float(last)), bool(intensity.get("clip", True)), source.unit)
+    here, steps = geometry_of(source), []
+    for transform in contract_pipeline(intensity).transforms:
+        values = isinstance(transform, (Window, Percentiles, ZScore))
+        step = Step("intensity", move.forward, move.backward) if values else transform.plan(here)
+        here = geometry_of(here, step)
+        steps.append(step)
+    return Applied(here.with_array(here.array, unit="arbitrary"), geometry_of(source), tuple(steps))
 
 
 @dataclass(frozen=True)
