@@ -152,9 +152,31 @@ class StackedVAE(VAE):
         """
         if self.stack_size is None:
             return []
-        padded = self.padded_size((frames, 1, 1))[0]
-        starts = _starts(padded, self.stack_size, self.overlap)[1:]
+        starts = self.stack_starts(self.padded_size((frames, 1, 1))[0])[1:]
         return [start + self.overlap // 2 for start in starts if start + self.overlap // 2 < frames]
+
+    def stack_starts(self, frames: int) -> list[int]:
+        """Return at which frames the stacks of a clip start.
+
+        Args:
+            frames: of the padded clip, see :meth:`padded_size`; or of a latent, times :attr:`time_stride`.
+
+        Returns:
+            Ascending, from 0; one where the clip is seen at once.
+
+        Raises:
+            ValueError: for a number that the stacks do not fill.
+        """
+        if self.stack_size is None or frames <= self.stack_size:
+            return [0]
+        length, hop = self.stack_size, self.stack_size - self.overlap
+        if (frames - length) % hop:
+            fits = (length + math.ceil((frames - length) / hop) * hop) // self.time_stride
+            raise ValueError(
+                f"got a latent of {frames // self.time_stride} frames; with stacks of {length} frames and an overlap of "
+                f"{self.overlap} the latent of a clip has {fits - hop // self.time_stride} or {fits} frames"
+            )
+        return list(range(0, frames - length + 1, hop))
 
     # -- the model
 
@@ -172,20 +194,31 @@ class StackedVAE(VAE):
         self._check(x)
         size = tuple(x.shape[2:])
         padded = self._pad(x)
-        if self.stack_size is None or padded.shape[2] <= self.stack_size:
-            posterior = super().encode(padded, cond)
-            mean, logvar = posterior.mean, posterior.logvar
-        else:
-            starts = _starts(padded.shape[2], self.stack_size, self.overlap)
-            stacks = _windows(padded, starts, self.stack_size)
-            many = None if cond is None else cond.repeat_interleave(len(starts), 0)
-            posterior = super().encode(stacks, many)
-            shared = self.overlap // self.time_stride
-            mean, logvar = (_merge(part, len(starts), shared) for part in (posterior.mean, posterior.logvar))
-        scale = self.scaling_factor
-        result = DiagonalGaussian(mean * scale, logvar + 2 * math.log(scale), input_size=size)
+        starts = self.stack_starts(padded.shape[2])
+        if len(starts) > 1:
+            padded = _windows(padded, starts, self.stack_size or 0)
+        posterior = super().encode(padded, _for_each(cond, len(starts)))
+        result = self.join_posterior(posterior, len(starts), size)
         result.cond = cond
         return result
+
+    def join_posterior(self, posterior: DiagonalGaussian, number: int, size: tuple[int, ...]) -> DiagonalGaussian:
+        """Return the posterior of clips from those of their stacks, times the scaling factor.
+
+        Args:
+            posterior: of the stacks, those of a clip behind one another, ``[B * number, C, L, *S]``.
+            number: stacks of each clip.
+            size: frames, height and width of the clips.
+
+        Returns:
+            The posterior ``[B, C, T, *S]``; means and log-variances are blended where stacks overlap.
+        """
+        mean, logvar = posterior.mean, posterior.logvar
+        if number > 1:
+            shared = self.overlap // self.time_stride
+            mean, logvar = (_merge(part, number, shared) for part in (mean, logvar))
+        scale = self.scaling_factor
+        return DiagonalGaussian(mean * scale, logvar + 2 * math.log(scale), input_size=size)
 
     def grey(self, x: Tensor) -> Tensor:
         """Return the mean of red, green and blue for a model of one channel; anything else as it is.
@@ -202,19 +235,12 @@ class StackedVAE(VAE):
 
     def _pixel_parameters(self, z: Tensor, cond: Tensor | None) -> Tensor:
         z = z / self.scaling_factor
-        if self.stack_size is None or z.shape[2] * self.time_stride <= self.stack_size:
+        starts = self.stack_starts(z.shape[2] * self.time_stride)
+        if len(starts) == 1:
             return super()._pixel_parameters(z, cond)
-        length, shared = self.stack_size // self.time_stride, self.overlap // self.time_stride
-        hop = length - shared
-        if (z.shape[2] - length) % hop:
-            fits = length + math.ceil((z.shape[2] - length) / hop) * hop
-            raise ValueError(
-                f"got a latent of {z.shape[2]} frames; with stacks of {self.stack_size} frames and an overlap of "
-                f"{self.overlap} the latent of a clip has {fits - hop} or {fits} frames"
-            )
-        starts = _starts(z.shape[2], length, shared)
-        many = None if cond is None else cond.repeat_interleave(len(starts), 0)
-        params = super()._pixel_parameters(_windows(z, starts, length), many)
+        stride = self.time_stride
+        windows = _windows(z, [start // stride for start in starts], (self.stack_size or 0) // stride)
+        params = super()._pixel_parameters(windows, _for_each(cond, len(starts)))
         return _merge(params, len(starts), self.overlap)
 
     @torch.no_grad()
@@ -355,9 +381,27 @@ def stack_boundary(vae: StackedVAE, clips: Tensor) -> StackBoundary:
     )
 
 
-def _starts(frames: int, length: int, overlap: int) -> list[int]:
-    """Return where windows start that end exactly with the clip."""
-    return list(range(0, frames - length + 1, length - overlap))
+def blend_weights(length: int, overlap: int) -> Tensor:
+    """Return the weight of each frame of a window: it rises and falls linearly where neighbours overlap.
+
+    Args:
+        length: frames of a window.
+        overlap: frames that neighbours share.
+
+    Returns:
+        ``[length]``, to be divided by the sum over the windows that a frame is in.
+
+    Example:
+        >>> blend_weights(6, 2).tolist()
+        [1, 2, 3, 3, 2, 1]
+    """
+    place = torch.arange(length)
+    return torch.minimum(place + 1, length - place).clamp(max=overlap + 1)
+
+
+def _for_each(cond: Tensor | None, number: int) -> Tensor | None:
+    """Return the condition of each stack from those of the clips."""
+    return cond if cond is None or number == 1 else cond.repeat_interleave(number, 0)
 
 
 def _windows(x: Tensor, starts: list[int], length: int) -> Tensor:
@@ -383,9 +427,7 @@ def _merge(windows: Tensor, number: int, overlap: int) -> Tensor:
         return windows.transpose(1, 2).flatten(2, 3)
     hop = length - overlap
     frames = length + (number - 1) * hop
-    place = torch.arange(length, device=windows.device)
-    ramp = torch.minimum(place + 1, length - place).clamp(max=overlap + 1).to(windows.dtype)
-    ramp = ramp.reshape(-1, *[1] * (windows.ndim - 4))
+    ramp = blend_weights(length, overlap).to(windows).reshape(-1, *[1] * (windows.ndim - 4))
     total = windows.new_zeros(windows.shape[0], windows.shape[2], frames, *windows.shape[4:])
     weight = windows.new_zeros(frames, *[1] * (windows.ndim - 4))
     for i in range(number):
