@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +46,25 @@ class Rebuilt:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A volume as a model sees it.
+
+    Attributes:
+        applied: in the model's orientation, voxel size and intensities, and the way back.
+        limits: lowest and highest value that a decoding may have.
+        window: lowest and highest value that the model sees of the first channel; without clipping, of all values.
+        below: voxels below the window, which come back as its lower end.
+        above: voxels above it.
+    """
+
+    applied: Applied
+    limits: tuple[float, float]
+    window: tuple[float, float]
+    below: int
+    above: int
+
+
 class VolumeCodec:
     """Reconstructs volumes with a model, in the contract that the model was trained with.
 
@@ -53,13 +73,20 @@ class VolumeCodec:
         intensity: the contract of a model that has none of its own, as ``statistics["intensity"]`` would hold it.
         memory: what encoding and decoding may add to the memory, such as "4GB"; ``None`` computes the volume whole.
         mode: of the tiles: "exact", or "blended".
+        instead: whether ``intensity`` counts instead of the model's own contract: that of latents which were encoded in it.
 
     Raises:
         ValueError: for a model of another number of axes, without a contract, or with two.
     """
 
     def __init__(
-        self, model: VAE, *, intensity: Mapping[str, Any] | None = None, memory: str | None = None, mode: Mode = "exact"
+        self,
+        model: VAE,
+        *,
+        intensity: Mapping[str, Any] | None = None,
+        memory: str | None = None,
+        mode: Mode = "exact",
+        instead: bool = False,
     ) -> None:
         if model.dim != 3:
             raise ValueError(
@@ -68,7 +95,7 @@ class VolumeCodec:
             )
         if model.cond_dim is not None:
             raise ValueError("this model takes a condition, which volumes do not have: use one without")
-        own = model.statistics.get("intensity")
+        own = None if instead else model.statistics.get("intensity")
         if own is not None and intensity is not None:
             raise ValueError(
                 f"this model has an intensity contract of its own ({_said(own)}): leave out the window and the percentiles"
@@ -135,7 +162,15 @@ class VolumeCodec:
         array = np.ascontiguousarray(back.array, dtype=np.float32)
         return rebuilt, volume.with_array(array, unit=self.unit, channels=(), stored=None)
 
-    def _through(self, volume: Volume, progress: Callable[[float], None] | None) -> tuple[Rebuilt, Applied, np.ndarray]:
+    def see(self, volume: Volume) -> Seen:
+        """Return a volume as the model sees it.
+
+        Args:
+            volume: in the unit of the contract.
+
+        Raises:
+            ValueError: for another unit, or number of channels.
+        """
         name = volume.source and "the volume"
         if self.unit == "HU" and volume.unit != "HU":
             raise ValueError(
@@ -151,9 +186,6 @@ class VolumeCodec:
         if float(seen.min()) < low - 1e-4 or float(seen.max()) > high + 1e-4:
             # A contract that does not clip (MAISI's of MR): the model saw such values in training.
             low, high = min(low, float(seen.min())), max(high, float(seen.max()))
-        decoded = self._run(np.ascontiguousarray(seen, dtype=np.float32), progress)
-        np.clip(decoded, low, high, out=decoded)
-        back = applied.inverse(decoded)
         window = applied.facts.get("window", list(self.model.value_range))
         first = [float(np.asarray(end).reshape(-1)[0]) for end in window]
         below = above = 0
@@ -161,63 +193,136 @@ class VolumeCodec:
             below, above = _outside(volume.array, window)
         else:
             first = [min(first[0], float(volume.array[0].min())), max(first[1], float(volume.array[0].max()))]
-        array, lost = _as_stored(back.array, volume.array.dtype)
-        notes = [f"{lost:,} values beyond {volume.array.dtype} became its ends"] if lost else []
+        return Seen(applied, (low, high), (first[0], first[1]), below, above)
+
+    def encode(self, seen: Seen, *, progress: Callable[[float], None] | None = None) -> Any:
+        """Return the posterior of a volume.
+
+        Args:
+            seen: the volume as the model sees it.
+            progress: of tiles; is called with the share done, from 0 to 1.
+
+        Raises:
+            ValueError: for a size that the model does not take, and a budget that no tile fits into.
+            MemoryError: when it does not fit.
+        """
+        array = np.ascontiguousarray(seen.applied.volume.array, dtype=np.float32)
+        self._check_budget(array.shape, decode=False)
+        return self._encode(array, progress)
+
+    def decode(
+        self,
+        z: Tensor,
+        applied: Applied,
+        limits: tuple[float, float],
+        *,
+        like: Volume,
+        progress: Callable[[float], None] | None = None,
+    ) -> tuple[Volume, tuple[str, ...]]:
+        """Return what a latent decodes to, on the grid of the volume that was encoded.
+
+        Args:
+            z: the latent ``[C, *S]``.
+            applied: the way back.
+            limits: as of :class:`Seen`.
+            like: geometry, unit, type and origin of that volume; its values are not looked at.
+            progress: as of encoding.
+
+        Returns:
+            The volume, and what a reader must know.
+
+        Raises:
+            ValueError: for a budget that no tile fits into.
+            MemoryError: when it does not fit.
+        """
+        size = applied.volume.size
+        self._check_budget((len(like.array), *size), encode=False)
+        return self._home(self._decode(z[None], size, progress), applied, limits, like)
+
+    def _through(self, volume: Volume, progress: Callable[[float], None] | None) -> tuple[Rebuilt, Applied, np.ndarray]:
+        seen = self.see(volume)
+        decoded = self._run(np.ascontiguousarray(seen.applied.volume.array, dtype=np.float32), progress)
+        reconstruction, notes = self._home(decoded, seen.applied, seen.limits, volume)
         rebuilt = Rebuilt(
             original=volume,
-            reconstruction=volume.with_array(array),
-            below=below,
-            above=above,
-            resampled=bool(applied.facts.get("resampled", False)),
-            window=(first[0], first[1]),
-            notes=tuple(notes),
+            reconstruction=reconstruction,
+            below=seen.below,
+            above=seen.above,
+            resampled=bool(seen.applied.facts.get("resampled", False)),
+            window=seen.window,
+            notes=notes,
         )
-        return rebuilt, applied, decoded
+        return rebuilt, seen.applied, decoded
 
-    def _check_budget(self, budget: int, shape: Sequence[int]) -> None:
+    def _home(
+        self, decoded: np.ndarray, applied: Applied, limits: tuple[float, float], like: Volume
+    ) -> tuple[Volume, tuple[str, ...]]:
+        np.clip(decoded, *limits, out=decoded)
+        array, lost = _as_stored(applied.inverse(decoded).array, like.array.dtype)
+        notes = (f"{lost:,} values beyond {like.array.dtype} became its ends",) if lost else ()
+        return like.with_array(array), notes
+
+    def _check_budget(self, shape: Sequence[int], *, encode: bool = True, decode: bool = True) -> None:
         """Refuse a budget that exact tiles do not fit into, with one that they do fit into, before anything is computed."""
-        from omnivae.models.tiled.wrapper import Tiled
-
-        tiled = Tiled(self.model, memory=budget)
+        if self.memory is None or self.mode != "exact":
+            return
+        budget, size = parse_bytes(self.memory), tuple(shape[1:])
+        tiled = self._tiled()
         try:
-            tiled.encode_schedule(tuple(shape[2:]))
-            tiled.decode_schedule(self.model.latent_size(tuple(shape[2:])))
+            if encode:
+                tiled.encode_schedule(size)
+            if decode:
+                tiled.decode_schedule(self.model.latent_size(size))
         except ValueError as error:
             reason = str(error).split(": give memory=")[0].split("; got memory=")[0]
             raise ValueError(
-                f"got --memory {self.memory}, and {reason}: {_plan_that_fits(self.model, shape, budget)}"
+                f"got --memory {self.memory}, and {reason}: {_plan_that_fits(self.model, (1, *shape), budget)}"
             ) from error
 
-    @torch.no_grad()
     def _run(self, array: np.ndarray, progress: Callable[[float], None] | None) -> np.ndarray:
+        self._check_budget(array.shape)
+        posterior = self._encode(array, progress)
+        return self._decode(posterior, array.shape[1:], progress and (lambda share: progress(1 + share)))
+
+    @torch.no_grad()
+    def _encode(self, array: np.ndarray, progress: Callable[[float], None] | None) -> Any:
         x = torch.from_numpy(array)[None]
         if self.memory is not None:
-            from omnivae.models.tiled.wrapper import Tiled
+            return self._tiled(progress).encode(x)
+        with self._told_what_fits(array.shape):
+            return self.model.encode(x.to(self._device))
 
-            stage = 0.0
+    @torch.no_grad()
+    def _decode(self, z: Any, size: Sequence[int], progress: Callable[[float], None] | None) -> np.ndarray:
+        if self.memory is not None:
+            decoded = self._tiled(progress).decode(z, size=size)
+        else:
+            with self._told_what_fits((self.model.in_channels, *size)):
+                decoded = self.model.decode(z.to(self._device) if isinstance(z, Tensor) else z, size=size)
+        return np.asarray(decoded[0].float().cpu().numpy())
 
-            def tell(tiles: Any) -> None:
-                if progress is not None:
-                    progress(stage + float(tiles.fraction))
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
-            budget = parse_bytes(self.memory)
-            if self.mode == "exact":
-                self._check_budget(budget, x.shape)
-            tiled = Tiled(self.model, memory=budget, mode=self.mode, progress=tell)
-            posterior = tiled.encode(x)
-            stage = 1.0
-            return np.asarray(tiled.decode(posterior)[0].float().cpu().numpy())
+    def _tiled(self, progress: Callable[[float], None] | None = None) -> Any:
+        from omnivae.models.tiled.wrapper import Tiled
+
+        assert self.memory is not None
+        tell = progress and (lambda tiles: progress(float(tiles.fraction)))
+        return Tiled(self.model, memory=parse_bytes(self.memory), mode=self.mode, progress=tell)
+
+    @contextmanager
+    def _told_what_fits(self, shape: Sequence[int]) -> Iterator[None]:
         try:
-            device = next(self.model.parameters()).device
-            decoded: Tensor = self.model.decode(self.model.encode(x.to(device)))
+            yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
                 raise
-            size = " x ".join(str(n) for n in array.shape[1:])
+            size = " x ".join(str(n) for n in shape[1:])
             # A quarter of what is free leaves room for the volume, its copies and everybody else.
-            said = _plan_that_fits(self.model, x.shape, int(SHARE * free_memory()))
+            said = _plan_that_fits(self.model, (1, *shape), int(SHARE * free_memory()))
             raise MemoryError(f"a volume of {size} does not fit into memory whole: {said}") from error
-        return decoded[0].float().cpu().numpy()
 
 
 def _plan_that_fits(model: VAE, shape: Sequence[int], memory: int) -> str:
