@@ -1,5 +1,6 @@
 """Exact tiles equal the whole, for networks of every kind, and use the memory that was planned."""
 
+import copy
 import tempfile
 from pathlib import Path
 
@@ -94,6 +95,25 @@ def test_exact_equals_whole_in_float64(name):
 def test_exact_equals_whole_in_float32(name):
     make, size = MODELS[name]
     compare(make(), size, 2e-5, torch.float32)
+
+
+def test_bfloat16_tiles_are_as_near_to_the_truth_as_the_whole():
+    """Statistics and scales are in single precision, as those of the layers themselves are."""
+    torch.manual_seed(0)
+    model = omnivae.MaisiVAE(num_channels=(16, 32, 32), num_res_blocks=(1, 1, 1), norm_num_groups=8).eval()
+    x = torch.rand(1, 1, 16, 32, 32)
+    with torch.no_grad():
+        truth = model.encode(x).mean
+        pixels = model.decode(truth)
+        half = copy.deepcopy(model).bfloat16()
+        tiled = omnivae.Tiled(half, memory="2MB")
+        errors = {}
+        for name, vae in {"whole": half, "tiled": tiled}.items():
+            latent = vae.encode(x.bfloat16()).mean.float()
+            decoded = vae.decode(truth.bfloat16()).float()
+            errors[name] = (latent - truth).square().mean(), (decoded - pixels).square().mean()
+    for whole, tiles in zip(errors["whole"], errors["tiled"], strict=True):
+        assert tiles < 1.15 * whole
 
 
 def test_inference_mode():

@@ -20,6 +20,10 @@ Region = tuple[tuple[int, int], ...]
 Axes = tuple[int | None, ...]
 
 
+#: Elements of half precision that are computed with in single precision at once.
+PIECE = 2**20
+
+
 class Node:
     """One value of the graph.
 
@@ -237,9 +241,14 @@ class Reduce(Node):
 
     def update(self, state: Any, tile: Tensor) -> Any:
         """Return what was accumulated with one more tile."""
-        dims = self.inputs[0].dims()
         if tile.dtype.itemsize < 4:
-            tile = tile.float()
+            for part in pieces(tile, self.inputs[0].dims()):
+                state = self._merge(state, part.float())
+            return state
+        return self._merge(state, tile)
+
+    def _merge(self, state: Any, tile: Tensor) -> Any:
+        dims = self.inputs[0].dims()
         if self.kind != "moments":
             value = tile.amax(dims) if self.kind == "amax" else tile.amin(dims)
             merge = torch.maximum if self.kind == "amax" else torch.minimum
@@ -256,6 +265,12 @@ class Reduce(Node):
             old + delta * (count / total),
             squares + variance * count + delta.square() * (before * count / total),
         )
+
+
+def pieces(tile: Tensor, dims: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return a tile of half precision in parts along one of some dimensions, whose copies in single precision are small."""
+    longest = max(dims, key=lambda dim: tile.shape[dim])
+    return tile.split(max(1, PIECE * tile.shape[longest] // tile.numel()), longest)
 
 
 def _slices(node: Node, region: Region) -> tuple[slice, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnivae.models.tiled.graph import Constant, Local, Node, Reduce
+from omnivae.models.tiled.graph import Constant, Local, Node, Reduce, pieces
 from omnivae.models.tiled.operators import handles, is_plain
 from omnivae.models.tiled.record import LazyTensor, aten, field_of, node_of, on_meta
 
@@ -47,12 +47,13 @@ def group_norm(x: LazyTensor, weight: Any, bias: Any, groups: int, eps: float) -
     if not is_plain(source, x.ndim - 2) or source.axes[0] is not None:
         return NotImplemented
     shape = (2, 1, x.shape[1], *[1] * (x.ndim - 2))
+    wide = torch.promote_types(x.dtype, torch.float32)
     statistics = Reduce(
         source,
         "moments",
-        functools.partial(_affine, groups=groups, eps=eps, shape=shape, dtype=x.dtype),
+        functools.partial(_affine, groups=groups, eps=eps, shape=shape, dtype=wide),
         shape,
-        x.dtype,
+        wide,
         tensors=(weight, bias),
     )
     statistics.module = x.recording.module
@@ -61,14 +62,23 @@ def group_norm(x: LazyTensor, weight: Any, bias: Any, groups: int, eps: float) -
 
 def _apply(source: Node, statistics: Node) -> Node:
     return Local(
-        lambda tile, affine: torch.addcmul(affine[1], tile, affine[0]),
+        lambda tile, affine: torch.addcmul(affine[1], tile, affine[0]).to(tile.dtype),
         source.shape,
         source.dtype,
         source.axes,
         (source, statistics),
-        in_place=lambda tile, affine: tile.mul_(affine[0]).add_(affine[1]),
+        in_place=_scale_,
         aligned=False,
     )
+
+
+def _scale_(tile: Tensor, affine: Tensor) -> Tensor:
+    """Scale and shift a tile in place, in single precision at least and rounded once, as normalisations are."""
+    if tile.dtype == affine.dtype:
+        return tile.mul_(affine[0]).add_(affine[1])
+    for part in pieces(tile, range(2, tile.ndim)):
+        part.copy_(torch.addcmul(affine[1], part.to(affine.dtype), affine[0]))
+    return tile
 
 
 def _affine(
@@ -106,7 +116,7 @@ def _batch_norm(func: Any, x: LazyTensor, weight: Any, bias: Any, mean: Any, var
     summand = -mean.double() * factor
     summand = summand if bias is None else summand + bias.double()
     shape = (2, 1, x.shape[1], *[1] * (x.ndim - 2))
-    affine = torch.stack([factor, summand]).reshape(shape).to(x.dtype)
+    affine = torch.stack([factor, summand]).reshape(shape).to(torch.promote_types(x.dtype, torch.float32))
     return x.like(_apply(source, Constant(affine))), None, None
 
 
