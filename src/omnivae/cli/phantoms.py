@@ -29,6 +29,12 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="mm (micrometres of a plate) along each axis",
     )
     parser.add_argument("--lesions", type=int, default=2, help="of each patient; odd nuclei of each field of a plate")
+    parser.add_argument(
+        "--conditions",
+        type=list[int],
+        default=[],
+        help="of a plate: odd nuclei of a field under each condition, such as [0,8]; wells take them in turn",
+    )
     parser.add_argument("--format", type=Suffix, default="nii.gz", help="of the files of patients")
     return parser
 
@@ -46,6 +52,7 @@ def phantoms(argv: Sequence[str]) -> int:
         size=given.size,
         spacing=given.spacing,
         lesions=given.lesions,
+        conditions=given.conditions,
         format=given.format,
         progress=True,
     )

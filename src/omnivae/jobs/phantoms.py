@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from omnivae.component import suggestion
 from omnivae.data.volumes import Phantom, ct_phantom, lesion_pair, mr_phantom, plate_phantom, write_volume
+from omnivae.files import write_atomic
 from omnivae.jobs.progress import progress_bar
 
 Kind = Literal["ct", "mr", "pair", "plate"]
@@ -26,6 +27,7 @@ def write_phantoms(
     size: Triple | None = None,
     spacing: tuple[float, float, float] | None = None,
     lesions: int = 2,
+    conditions: Sequence[int] = (),
     format: Suffix = "nii.gz",
     progress: bool = False,
 ) -> list[Path]:
@@ -33,7 +35,7 @@ def write_phantoms(
 
     ``ct`` and ``mr`` write ``volumes/``, ``labels/`` (structures) and ``lesions/`` of ``count`` patients; ``pair`` writes each CT
     twice, ``without/`` and ``with/`` lesions; ``plate`` writes ``plate.ome.zarr`` of ``count`` fields of cells, two in a well, and
-    ``labels.ome.zarr`` with the number of each nucleus.
+    ``labels.ome.zarr`` with the number of each nucleus and ``plate_map.csv`` with the condition of each well.
 
     Args:
         output: folder.
@@ -43,11 +45,12 @@ def write_phantoms(
         size: voxels along each axis (right, front, top; planes, rows, columns of a plate); None: the phantom's own.
         spacing: mm (micrometres) along the same axes; None: as large a body as the phantom's own in this number of voxels.
         lesions: of each patient; of a plate the number of odd nuclei in a field.
+        conditions: of a plate: odd nuclei of a field (of 14) under each condition; wells take the conditions in turn.
         format: suffix of the files of patients.
         progress: whether to show a bar on a terminal.
 
     Returns:
-        The folder (or store) of the volumes, then that of each truth.
+        The folder (or store) of the volumes, then that of each truth; of a plate the map comes last.
 
     Raises:
         ValueError: for unknown kinds and formats, and counts below 1.
@@ -63,7 +66,9 @@ def write_phantoms(
     if count < 1:
         raise ValueError(f"got a count of {count}; expected at least 1")
     if kind == "plate":
-        return _plates(output, count=count, seed=seed, size=size, spacing=spacing, odd=lesions)
+        return _plates(output, count=count, seed=seed, size=size, spacing=spacing, odd=tuple(conditions) or (lesions,))
+    if conditions:
+        raise ValueError(f"got conditions and the kind {kind!r}; expected a plate, whose wells differ by them")
     size, spacing = _grid(kind, size, spacing)
     draw: Callable[[int], dict[str, Phantom]]
     if kind == "pair":
@@ -110,7 +115,7 @@ def _plates(
     seed: int,
     size: Triple | None,
     spacing: tuple[float, float, float] | None,
-    odd: int,
+    odd: tuple[int, ...],
 ) -> list[Path]:
     fields = min(2, count)
     if count % fields:
@@ -119,6 +124,11 @@ def _plates(
     wells = tuple(f"{chr(ord('A') + n // per_row % 26)}/{n % per_row + 1}" for n in range(count // fields))
     if len(set(wells)) != len(wells):
         raise ValueError(f"got {count} fields of view; expected at most {26 * 26 * fields}")
+    if len(wells) < len(odd):
+        raise ValueError(
+            f"got {len(odd)} conditions for {len(wells)} wells; expected {fields * len(odd)} fields or more"
+        )
+    condensed = {well: odd[n % len(odd)] for n, well in enumerate(wells)}
     paths = []
     for name, labels in (("plate", False), ("labels", True)):
         paths.append(
@@ -129,8 +139,10 @@ def _plates(
                 seed=seed,
                 size=size or (15, 128, 128),
                 spacing=spacing or (0.5, 0.35, 0.35),
-                odd=odd,
+                odd=condensed,
                 labels=labels,
             )
         )
-    return paths
+    lines = [f"{well},{f'odd {number}' if number else 'control'},{number}\n" for well, number in condensed.items()]
+    write_atomic(output / "plate_map.csv", "".join(("well,condition,odd_nuclei\n", *lines)).encode())
+    return [*paths, output / "plate_map.csv"]

@@ -145,6 +145,27 @@ def test_a_plate_holds_its_fields(tmp_path):
     assert not any(np.array_equal(a, b) for a, b in pairwise(fields))
 
 
+def test_wells_of_a_plate_differ_by_their_condition(tmp_path):
+    """The condition is what the map says, drawn: as many nuclei as bright as the odd ones are, whatever the well."""
+    plate, labels, table = write_phantoms(tmp_path, kind="plate", size=(7, 96, 96), count=8, conditions=[0, 4], seed=3)
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    assert rows == [["A/1", "control", "0"], ["A/2", "odd 4", "4"], ["B/1", "control", "0"], ["B/2", "odd 4", "4"]]
+    bright = {}
+    for name in plate_positions(plate):
+        light, number = (read_volume(path, position=name).array[-1] for path in (plate, labels))
+        levels = np.sort([light[number == n].mean() for n in range(1, int(number.max()) + 1)])
+        bright[name] = levels
+    treated = [levels[-4:].mean() for name, levels in bright.items() if name[2] == "2"]
+    plain = [levels[-4:].mean() for name, levels in bright.items() if name[2] == "1"]
+    assert min(treated) > 1.3 * max(plain)
+    with pytest.raises(ValueError, match="5 conditions for 4 wells"):
+        write_phantoms(tmp_path / "few", kind="plate", count=8, conditions=[0, 1, 2, 3, 4])
+    with pytest.raises(ValueError, match="expected a plate"):
+        write_phantoms(tmp_path / "ct", kind="ct", conditions=[0, 1])
+    with pytest.raises(ValueError, match="expected a number for each of"):
+        plate_phantom(tmp_path / "p.zarr", wells=("A/1", "A/2"), odd={"A/1": 2})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -177,8 +198,9 @@ def test_folders_of_phantoms(tmp_path):
     assert np.array_equal(read_volume(more[0] / "ct_001.nii.gz").array, volume.array)
     pair = write_phantoms(tmp_path / "pair", kind="pair", **small)
     assert [folder.name for folder in pair] == ["without", "with", "labels", "lesions"]
-    plate, labels = write_phantoms(tmp_path / "plate", kind="plate", size=(3, 32, 32), count=4)
+    plate, labels, table = write_phantoms(tmp_path / "plate", kind="plate", size=(3, 32, 32), count=4)
     assert plate_positions(plate) == plate_positions(labels) == ["A/1/0", "A/1/1", "A/2/0", "A/2/1"]
+    assert table.read_text() == "well,condition,odd_nuclei\nA/1,odd 2,2\nA/2,odd 2,2\n"
     with pytest.raises(ValueError, match="did you mean 'plate'"):
         write_phantoms(tmp_path, kind="plates")
     with pytest.raises(ValueError, match="expected an even number"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +127,7 @@ def plate_phantom(
     size: tuple[int, int, int] = (15, 128, 128),
     spacing: tuple[float, float, float] = (0.5, 0.35, 0.35),
     cells: int = 14,
-    odd: int = 0,
+    odd: int | Mapping[str, int] = 0,
     version: Version = "0.4",
     labels: bool = False,
 ) -> Path:
@@ -141,7 +141,7 @@ def plate_phantom(
         size: planes, rows and columns of a field.
         spacing: micrometres along z, y, x.
         cells: in a field.
-        odd: of them condensed.
+        odd: of them condensed; another number for each well is what wells of several conditions differ by.
         version: of OME-Zarr.
         labels: whether the numbers of the nuclei are written in place of the image.
 
@@ -153,12 +153,17 @@ def plate_phantom(
     """
     if fields < 1 or not wells:
         raise ValueError(f"got {len(wells)} wells of {fields} fields; expected at least one of each")
+    condensed = dict(odd) if isinstance(odd, Mapping) else dict.fromkeys(wells, odd)
+    if set(condensed) != set(wells):
+        raise ValueError(
+            f"got odd nuclei of the wells {sorted(condensed)}; expected a number for each of {sorted(wells)}"
+        )
 
     def draw() -> Iterator[tuple[str, Volume]]:
         for number, well in enumerate(wells):
             for at in range(fields):
                 one = int(np.random.SeedSequence((seed, number, at)).generate_state(1)[0])
-                phantom = field_phantom(one, size=size, spacing=spacing, cells=cells, odd=odd)
+                phantom = field_phantom(one, size=size, spacing=spacing, cells=cells, odd=condensed[well])
                 yield f"{well}/{at}", phantom.labels if labels else phantom.volume
 
     return write_plate(draw(), path, version=version)
