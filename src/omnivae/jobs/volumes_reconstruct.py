@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import shutil
 import time as clock
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,12 +13,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from omnivae.data.volumes.listing import VolumeEntry
-from omnivae.files import remove_leftovers, write_atomic
+from omnivae.files import write_atomic
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.progress import progress_bar
-from omnivae.jobs.volumes import UNITLESS, OnGaps, bare_name, choose_entries, find_entries, read_entry
+from omnivae.jobs.volumes import OnGaps
 from omnivae.jobs.volumes_codec import Mode, Rebuilt, VolumeCodec
+from omnivae.jobs.volumes_work import (
+    ENDS,
+    Format,
+    Record,
+    fingerprint,
+    format_for,
+    names_of,
+    percent,
+    read_for,
+    volumes_at,
+    write_result,
+)
 from omnivae.models import VAE
 from omnivae.models.storage import find_model, model_hash
 from omnivae.training.device import Precision
@@ -30,11 +37,7 @@ from omnivae.volume import Unit, Volume
 
 log = logging.getLogger(__name__)
 
-Format = Literal["auto", "nifti", "dicom", "ome-zarr"]
 RECORD = "reconstruct.json"
-_ENDS = {"nifti": ".nii.gz", "dicom": "", "ome-zarr": ".ome.zarr"}
-#: Ends of the names of label maps, which are no images to reconstruct.
-_MASKS = ("_seg", "_mask", "_masks", "_label", "_labels", "_segmentation")
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def reconstruct_volumes(
     root = Path(output)
     if root.exists() and not root.is_dir():
         raise FileExistsError(f"{root} is a file; give --output a directory")
-    entries = _entries(paths, series)
+    entries = volumes_at(paths, series)
     precision = "32" if precision == "auto" else precision
     if memory is not None and mode == "exact" and precision != "32":
         raise ValueError(
@@ -176,34 +179,36 @@ def reconstruct_volumes(
         "mode": mode if memory is not None else "whole",
         "measure": measure,
     }
-    record = _Record(root, settings)
-    names = _targets(entries, root)
+    record = Record(root / RECORD, settings, "reconstructed")
+    names = names_of(entries, root)
     results: list[VolumeResult] = []
     pictures: dict[str, list[tuple[str, bytes]]] = {}
     shares = 2 * len(entries) if memory is not None else len(entries)
     with progress_bar("reconstructing", 100 * shares, progress, "%") as advance:
         for entry, name in zip(entries, names, strict=True):
-            mark = _fingerprint(entry)
+            mark = fingerprint(entry)
             known = record.done(name, mark)
             if known is not None and report is None and labels is None:
-                results.append(known)
+                results.append(VolumeResult(**known))
                 continue
             try:
-                volume = _read(entry, codec, unit=unit, time=time, on_gaps=on_gaps)
+                volume = read_for(codec.unit, entry, unit=unit, time=time, on_gaps=on_gaps)
                 begun = clock.perf_counter()
-                rebuilt = codec(volume, progress=_percent(advance))
+                rebuilt = codec(volume, progress=percent(advance))
             except (ValueError, EOFError) as error:
                 if on_error == "stop":
                     raise
                 log.warning("left out: %s: %s", name, error)
                 continue
             seconds = clock.perf_counter() - begun
-            kind = _format_for(volume, format)
-            result = _result(rebuilt, name, name + _ENDS[kind], seconds, measure=measure, labels=labels)
+            kind = format_for(volume, format)
+            result = _result(rebuilt, name, name + ENDS[kind], seconds, measure=measure, labels=labels)
             if known is None:
-                record.begin(name, mark, result)
-                _write(rebuilt.reconstruction, root / result.output, kind, entry, keep_identifiers)
-            record.finish(name, mark, result)
+                record.begin(name, mark, asdict(result))
+                write_result(
+                    rebuilt.reconstruction, root / result.output, kind, entry, keep_identifiers=keep_identifiers
+                )
+            record.finish(name, mark, asdict(result))
             results.append(result)
             if report is not None:
                 from omnivae.report.volumes import comparison_pictures
@@ -249,134 +254,6 @@ def measure_volume(original: Volume, reconstruction: Volume, window: tuple[float
 # -- inside
 
 
-class _Record:
-    """What was done so far, in a file of the output directory."""
-
-    def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
-        self.file = root / RECORD
-        self.content: dict[str, Any] = {"format": 1, "settings": json.loads(json.dumps(settings)), "volumes": {}}
-        if self.file.is_file():
-            try:
-                known = json.loads(self.file.read_text())
-                before, volumes = known["settings"], known["volumes"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.file} is damaged ({error}): remove it, or give another --output") from error
-            other = sorted(name for name, value in self.content["settings"].items() if before.get(name) != value)
-            if other:
-                raise ValueError(
-                    f"{root} holds reconstructions with another {' and '.join(other)}: give another --output, or remove it"
-                )
-            self.content["volumes"] = volumes
-        remove_leftovers(root)
-
-    def done(self, name: str, mark: str) -> VolumeResult | None:
-        """Return the result of a volume that was finished and still lies there."""
-        known = self.content["volumes"].get(name)
-        if known is None:
-            return None
-        place = self.file.parent / known["result"]["output"]
-        if known["state"] == "writing":
-            if place.is_dir():
-                shutil.rmtree(place)  # begun by this record, never finished
-            return None
-        if known["source"] != mark:
-            raise ValueError(
-                f"{name} has changed since it was reconstructed: give another --output, or remove {self.file.parent}"
-            )
-        if not place.exists():
-            return None
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in known["result"].items()}
-        return VolumeResult(**values)
-
-    def begin(self, name: str, mark: str, result: VolumeResult) -> None:
-        """Note that a result is being written."""
-        place = self.file.parent / result.output
-        if place.exists() and name not in self.content["volumes"]:
-            raise FileExistsError(
-                f"{place} is there already and not of this command: give another --output, or remove it"
-            )
-        self._set(name, mark, result, "writing")
-
-    def finish(self, name: str, mark: str, result: VolumeResult) -> None:
-        """Note that a result is whole."""
-        self._set(name, mark, result, "done")
-
-    def _set(self, name: str, mark: str, result: VolumeResult, state: str) -> None:
-        self.content["volumes"][name] = {"state": state, "source": mark, "result": asdict(result)}
-        write_atomic(self.file, (json.dumps(self.content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def _entries(paths: Sequence[str | Path], series: str | None) -> list[VolumeEntry]:
-    found: list[VolumeEntry] = []
-    for path in paths:
-        entries, aside = find_entries(path)
-        chosen = choose_entries(entries, aside, series)
-        if len(chosen) > 1:
-            names = {bare_name(e) for e in chosen}
-            masks = [
-                e for e in chosen if any(bare_name(e).lower().endswith(m) for m in _MASKS) and _image_of(e) in names
-            ]
-            if masks:
-                log.info("left out as label maps: %s", ", ".join(e.name for e in masks))
-                chosen = [e for e in chosen if e not in masks]
-        if not chosen:
-            listed = "; ".join(str(s) for s in aside)
-            raise ValueError(
-                f"{path} holds no image series, only {listed}: choose one with --series NUMBER to take it anyway"
-            )
-        found += chosen
-    if series is not None and len(paths) > 1:
-        raise ValueError("got --series and several paths; a number counts in one path: give one of them")
-    return found
-
-
-def _image_of(entry: VolumeEntry) -> str:
-    name = bare_name(entry)
-    return next(name[: -len(mask)] for mask in sorted(_MASKS, key=len, reverse=True) if name.lower().endswith(mask))
-
-
-def _targets(entries: Sequence[VolumeEntry], root: Path) -> list[str]:
-    names = [bare_name(entry) for entry in entries]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(
-            f"several volumes are named {twice[0]}; their reconstructions would overwrite each other: reconstruct them one by one"
-        )
-    for entry in entries:
-        if entry.path.is_dir() and root.resolve().is_relative_to(entry.path.resolve()):
-            raise ValueError(
-                f"the output directory {root} lies in {entry.path}, where volumes are looked for: give another --output"
-            )
-    return names
-
-
-def _read(entry: VolumeEntry, codec: VolumeCodec, *, unit: Unit | None, time: int | None, on_gaps: OnGaps) -> Volume:
-    if unit is None and codec.unit == "HU" and entry.format in UNITLESS:
-        # The model says that its values are HU, and reading checks that these can be.
-        unit = "HU"
-    return read_entry(entry, unit=unit, time=time, on_gaps=on_gaps)
-
-
-def _format_for(volume: Volume, format: Format) -> str:
-    if format == "auto":
-        return "nifti" if volume.space == "patient" else "ome-zarr"
-    return format
-
-
-def _write(volume: Volume, path: Path, kind: str, entry: VolumeEntry, keep_identifiers: bool) -> None:
-    if kind == "dicom":
-        from omnivae.data.volumes.dicom_write import write_dicom
-
-        write_dicom(
-            volume, path, like=entry.series, keep_identifiers=keep_identifiers, description="omnivae reconstruction"
-        )
-        return
-    from omnivae.data.volumes import write_volume
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_volume(volume, path)
-
-
 def _result(
     rebuilt: Rebuilt, name: str, output: str, seconds: float, *, measure: bool, labels: str | Path | None
 ) -> VolumeResult:
@@ -420,28 +297,3 @@ def _plain(array: np.ndarray) -> np.ndarray:
     """Return an array that torch takes."""
     array = np.ascontiguousarray(array)
     return array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array
-
-
-def _fingerprint(entry: VolumeEntry) -> str:
-    """Return a digest of the sizes and times of the files of a volume."""
-    if entry.series is not None:
-        files = sorted({item.path for item in entry.series.files})
-    elif entry.path.is_dir():
-        files = [p for p in sorted(entry.path.rglob("*")) if p.is_file()]
-    else:
-        files = [entry.path]
-    facts = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    text = json.dumps([facts, entry.position, None if entry.series is None else entry.series.number])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _percent(advance: Any) -> Any:
-    told = 0
-
-    def tell(share: float) -> None:
-        nonlocal told
-        now = int(100 * share)
-        advance(now - told)
-        told = now
-
-    return tell
