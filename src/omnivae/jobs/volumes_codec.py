@@ -308,8 +308,11 @@ class VolumeCodec:
     def _tiled(self, progress: Callable[[float], None] | None = None) -> Any:
         from omnivae.models.tiled.wrapper import Tiled
 
+        def tell(tiles: Any) -> None:
+            if progress is not None:
+                progress(float(tiles.fraction))
+
         assert self.memory is not None
-        tell = progress and (lambda tiles: progress(float(tiles.fraction)))
         return Tiled(self.model, memory=parse_bytes(self.memory), mode=self.mode, progress=tell)
 
     @contextmanager

@@ -234,7 +234,7 @@ def write_result(
         write_dicom(
             volume,
             path,
-            like=entry and entry.series,
+            like=None if entry is None else entry.series,
             keep_identifiers=keep_identifiers,
             description="omnivae reconstruction",
         )
