@@ -65,10 +65,13 @@ class ImageList(Dataset):
         told: what a conditional model is told about each image of the source, or None.
     """
 
+    what = "images"
+
     def __init__(
         self, source: ImageSource, indices: np.ndarray, transform: Transform, told: ConditionTable | None = None
     ) -> None:
         self.source, self.transform, self.told = source, transform, told
+        self.skipped: set[int] = set()  # what cannot be read is left out of the source already
         keys = [source.key(int(i)) for i in indices]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self.indices, self.keys = np.asarray(indices)[order], [keys[i] for i in order]
