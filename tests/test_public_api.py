@@ -186,6 +186,15 @@ RECIPE_ARGUMENTS = {
         channels dim encoder_channels encoder_multipliers in_channels input_resolution latent_dim likelihood mid_attention
         num_groups num_res_blocks recipe value_range
     """,
+    "cogvideox_vae": """
+        activation channels eps in_channels latent_dim likelihood num_groups num_res_blocks out_channels recipe time_stride
+        value_range
+    """,
+    "dc_ae": """
+        activations block_types channels decoder_block_types decoder_channels decoder_multiscales decoder_num_blocks downsample
+        head_dim in_channels in_shortcut last_activation latent_dim likelihood multiscales norms num_blocks out_shortcut recipe
+        upsample value_range
+    """,
     "vamp_vae": """
         channels image_size in_channels latent_dim likelihood num_components recipe value_range
     """,

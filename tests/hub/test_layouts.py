@@ -76,8 +76,11 @@ def test_equal_to_the_original(tmp_path, layout):
     # The proposed configuration builds a model that the weights fit.
     if found.architecture.recipe is not None:
         arguments = dict(found.architecture.recipe)
-        model = RECIPES[arguments.pop("recipe")](**arguments)
+        model = RECIPES[arguments.pop("recipe")](**arguments).eval()
         model.load_state_dict(found.model.state_dict(), strict=True)
+        assert model.value_range == found.model.value_range
+        with torch.no_grad():
+            assert torch.equal(model(x).recon_x, found.model(x).recon_x)
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -34,7 +34,7 @@ from omnivae.training.world import launched, num_processes, world
 log = logging.getLogger(__name__)
 
 #: Recipes whose models have three spatial axes without being told.
-VOLUME_RECIPES = ("maisi_vae", "beta_vae_25d", "beta_vae_monai", "video_vae")
+VOLUME_RECIPES = ("maisi_vae", "beta_vae_25d", "beta_vae_monai", "video_vae", "cogvideox_vae")
 REPORT, MODEL, PICTURES, SKIPPED = "report.html", "model", "pictures", "skipped.tsv"
 #: What a report evaluates, on so many test images.
 REPORT_METRICS = (

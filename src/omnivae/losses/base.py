@@ -52,7 +52,8 @@ class Loss(nn.Module, Component):
         num_samples: posterior samples K that the loss asks for.
         needs: what the model must have: what its posterior provides ("density", "diagonal", "indices", or the name of a
             penalty), "prior", "independent prior" (in its dimensions), "kl of each element", "vector latent", "one latent",
-            "images" (two spatial axes), "pictures" (images of 1 or 3 channels), "any size" (a latent of other sizes decodes too).
+            "images" (two spatial axes), "pictures" (images of 1 or 3 channels), "any size" (a latent that is resized
+            and turned decodes to an image that is).
         instead: property that is missing -> the setting to change, where dropping the loss is not the first thing to do.
         replaces: losses that this one stands in the place of.
         decodes: whether it decodes latents of its own, a second pass through the decoder.

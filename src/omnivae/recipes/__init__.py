@@ -5,6 +5,7 @@ from omnivae.recipes.beta_vae_25d import BetaVae25D
 from omnivae.recipes.beta_vae_monai import BetaVaeMonai
 from omnivae.recipes.conditional import c_vae, m2_vae
 from omnivae.recipes.convolutional import beta_vae, conv_vae, kl_autoencoder, swin_vae
+from omnivae.recipes.diffusers import cogvideox_vae, dc_ae
 from omnivae.recipes.family import MEMBERS, RECIPES, Member, member
 from omnivae.recipes.flows import flow_prior_vae, flow_vae, iaf_vae
 from omnivae.recipes.hierarchical import deep_hierarchical_vae, hierarchical_vae, ladder_vae, lite_vae
@@ -49,7 +50,9 @@ __all__ = [
     "capacity_vae",
     "ciwae",
     "cnn_vae",
+    "cogvideox_vae",
     "conv_vae",
+    "dc_ae",
     "deep_hierarchical_vae",
     "dfc_vae",
     "dip_vae_i",

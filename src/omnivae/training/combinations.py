@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from omnivae.losses import AdaptiveLoss, Loss, Refusal
+from omnivae.types import strides
 
 #: What every Gaussian posterior has; the rest are terms of one kind of posterior.
 OF_A_GAUSSIAN = frozenset({"density", "diagonal"})
@@ -94,8 +96,10 @@ def properties(vae: nn.Module) -> frozenset[str]:
     have = set(getattr(vae.posterior, "provides", frozenset()))
     pixels = getattr(vae, "pixels", True)
     have |= {"pixels"} if pixels else set()
-    # A latent made of stacks of frames cannot have any number of them.
-    have |= {"any size"} if getattr(vae, "stack_size", None) is None else set()
+    # A latent made of stacks or stretches of frames cannot have any number of them; time and space are not resized alike.
+    encoder: Any = vae.encoder
+    whole = getattr(vae, "stack_size", None) is None and not hasattr(encoder, "padded_size")
+    have |= {"any size"} if whole and len(set(strides(encoder, encoder.dim))) < 2 else set()
     have |= {"images"} if pixels and vae.dim == 2 else set()
     have |= {"pictures"} if pixels and vae.dim == 2 and vae.in_channels in (1, 3) else set()
     # Of several levels each has its prior, which the levels above decide; a class that is inferred is a latent too.
@@ -126,8 +130,9 @@ def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, hav
         )
     if "any size" in missing:
         return Refusal(
-            f"the loss {name!r} decodes resized latents, and this {type(vae).__name__} works on stacks of frames",
-            (f"drop {name!r}", "train on whole clips, without stacks"),
+            f"the loss {name!r} resizes and turns latents, and this {type(vae).__name__} works on stacks of frames or has "
+            "another stride in time than in space",
+            (f"drop {name!r}", "use a model that treats all axes alike, such as kl_autoencoder"),
         )
     if "classes" in missing:
         return Refusal(

@@ -76,6 +76,7 @@ class CogVideoX(Layout):
             arguments=arguments,
             config=_config(arguments, pixels),
             names=names,
+            recipe=_recipe(arguments, pixels),
             facts={
                 "axes": f"video (time, height, width), {arguments['in_channels']} channel(s) in, {arguments['out_channels']} out",
                 "widths": ", ".join(map(str, widths)),
@@ -134,6 +135,22 @@ class CogVideoX(Layout):
 
         name = f"diffusers {diffusers.__version__} AutoencoderKLCogVideoX"
         return Reference(name, module, encode, lambda z: module.decode(z).sample)
+
+
+def _recipe(a: Mapping[str, Any], pixels: list[float]) -> Config:
+    made: Config = {
+        "recipe": "cogvideox_vae",
+        "in_channels": a["in_channels"],
+        "latent_dim": a["latent_channels"],
+        "channels": list(a["block_out_channels"]),
+        "num_res_blocks": a["layers_per_block"],
+        "time_stride": a["temporal_compression_ratio"],
+        "num_groups": a["norm_num_groups"],
+        "eps": a["norm_eps"],
+        "activation": a["act_fn"],
+    }
+    made |= {"out_channels": a["out_channels"]} if a["out_channels"] != a["in_channels"] else {}
+    return made | ({"value_range": pixels} if pixels != [-1.0, 1.0] else {})
 
 
 def _config(a: Mapping[str, Any], pixels: list[float]) -> Config:

@@ -74,6 +74,7 @@ class DeepCompression(Layout):
             arguments=arguments,
             config=_config(arguments, pixels),
             names=names,
+            recipe=_recipe(arguments, pixels),
             facts={
                 "axes": f"2-D, {arguments['in_channels']} channel(s)",
                 "widths": ", ".join(map(str, widths)),
@@ -204,6 +205,16 @@ def _resampling(shapes: Shapes, half: str) -> int:
         if re.fullmatch(pattern, name):
             return shape[0]
     raise NotThisLayout(f"there is no resampling after the first stage of the {half}")
+
+
+def _recipe(a: Mapping[str, Any], pixels: list[float]) -> Config:
+    config = _config(a, pixels)
+    encoder, decoder = dict(config["encoder"]), dict(config["decoder"])
+    made: Config = {"recipe": "dc_ae"} | {k: v for k, v in encoder.items() if k != "component"}
+    same = ("channels", "num_blocks", "block_types", "multiscales")
+    made |= {f"decoder_{k}": decoder[k] for k in same if k == "num_blocks" or decoder[k] != encoder[k]}
+    made |= {k: decoder[k] for k in ("norms", "activations", "upsample", "in_shortcut", "last_activation")}
+    return made | ({"value_range": pixels} if pixels != [-1.0, 1.0] else {})
 
 
 def _config(a: Mapping[str, Any], pixels: list[float]) -> Config:

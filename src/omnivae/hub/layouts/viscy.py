@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from unittest import mock
 
 from torch import Tensor, nn
 
@@ -52,8 +55,8 @@ class ViscyBetaVae25D(Layout):
         r"encoder\.(?:stem\.conv|fc|fc_mu|fc_logvar|encoder\..+)\.\w+|decoder\.(?:latent_reshape|latent_proj|head\.conv\..+"
         r"|decoder_stages\.\d+\..+)\.?\w+"
     )
-    library = "viscy_models"
-    install = "pip install viscy-models"
+    library = "viscy"
+    install = "pip install viscy"
 
     def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
         backbone, first, last, reduction = _backbone(shapes, stated)
@@ -151,16 +154,16 @@ class ViscyBetaVae25D(Layout):
         )
 
     def reference(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:
-        from viscy_models.vae import BetaVae25D
-
-        module: Any = without_randomness(lambda: BetaVae25D(**architecture.arguments))
+        build = _original_class()
+        with _nothing_downloaded():
+            module: Any = without_randomness(lambda: build(**architecture.arguments))
         module = original(module, tensors)
 
         def encode(x: Tensor) -> tuple[Tensor, Tensor]:
             found = module.encoder(x)
             return found.mean, found.log_covariance
 
-        return Reference("viscy_models BetaVae25D", module, encode, module.decoder)
+        return Reference(f"{_package_of(build)} BetaVae25D", module, encode, module.decoder)
 
 
 class MonaiVarAutoEncoder(Layout):
@@ -297,6 +300,34 @@ def _backbone(shapes: Shapes, stated: Mapping[str, Any]) -> tuple[str, int, int,
     if name is None:
         raise NotThisLayout(f"its backbone is a {words}: state timm's name of it, as in --set '{{backbone: ...}}'")
     return str(name), first, final, reduction
+
+
+def _original_class() -> Any:
+    """Return VisCy's class: of its repository's package of models, or of the release on the package index (0.4)."""
+    try:
+        from viscy_models.vae import BetaVae25D
+    except ImportError:
+        from viscy.representation.vae import BetaVae25D
+    return BetaVae25D
+
+
+def _package_of(build: Any) -> str:
+    """Return name and version of the package that a class is from; its name alone where it was not installed as one."""
+    package = str(build.__module__).split(".")[0]
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
+@contextmanager
+def _nothing_downloaded() -> Iterator[None]:
+    """Keep timm from fetching weights: the released class asks for ImageNet's and has no argument that says otherwise."""
+    import timm
+
+    create = timm.create_model
+    with mock.patch.object(timm, "create_model", lambda *a, **k: create(*a, **{**k, "pretrained": False})):
+        yield
 
 
 def _ints(values: Sequence[Any]) -> list[int]:
