@@ -25,6 +25,7 @@ class Batch(TypedDict):
         target: what the reconstruction is compared with, ``[B, C, *S]``; ``x`` where absent.
         label: class index ``[B]`` or factor values ``[B, F]``.
         mask: 1 where a pixel counts, ``[B, 1, *S]``.
+        followup: of pairs, the second volume on the grid of ``x``, ``[B, C, *S]``.
         spacing_mm: voxel spacing, ``[B, dim]``.
         key: a stable name for each sample (a path or ``dataset/index``).
     """
@@ -34,6 +35,7 @@ class Batch(TypedDict):
     target: NotRequired[Tensor]
     label: NotRequired[Tensor]
     mask: NotRequired[Tensor]
+    followup: NotRequired[Tensor]
     spacing_mm: NotRequired[Tensor]
     key: NotRequired[list[str]]
 

@@ -285,8 +285,8 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         items: what the dataset returned, at least one.
 
     Returns:
-        ``x [B, C, *S]``, ``key`` as a list, and ``label [B]`` or ``[B, F]``, ``cond [B, E]`` and ``spacing_mm [B, 3]`` where the
-        items have them.
+        ``x [B, C, *S]``, ``key`` as a list, and ``label [B]`` or ``[B, F]``, ``cond [B, E]``, ``spacing_mm [B, 3]``,
+        ``mask [B, 1, *S]`` and ``followup [B, C, *S]`` where the items have them.
 
     Raises:
         ValueError: when the images differ in shape.
@@ -303,6 +303,10 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         batch["cond"] = torch.stack([item["cond"] for item in items])
     if all("spacing_mm" in item for item in items):
         batch["spacing_mm"] = torch.stack([item["spacing_mm"] for item in items])
+    if all("mask" in item for item in items):
+        batch["mask"] = torch.stack([item["mask"] for item in items])
+    if all("followup" in item for item in items):
+        batch["followup"] = torch.stack([item["followup"] for item in items])
     return batch
 
 

@@ -7,29 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omnivae.data.volumes.dicom_series import find_series
-from omnivae.data.volumes.listing import VolumeEntry, list_volumes
-from omnivae.data.volumes.recognising import is_dicom
+from omnivae.data.volumes.listing import VolumeEntry, bare, list_volumes
+from omnivae.data.volumes.recognising import is_dicom, is_pairs
 from omnivae.volume import Unit, Volume
 
 OnGaps = Literal["error", "resample"]
 #: Formats that state no unit: whoever reads them has to.
 UNITLESS = ("nifti", "nrrd", "mha", "tiff")
-#: Ends of the names of volumes, the longest first.
-_ENDS = (
-    ".nii.gz",
-    ".ome.zarr",
-    ".ome.tiff",
-    ".ome.tif",
-    ".nii",
-    ".nrrd",
-    ".nhdr",
-    ".mha",
-    ".mhd",
-    ".zarr",
-    ".tiff",
-    ".tif",
-    ".zip",
-)
 
 
 def find_entries(path: str | Path) -> tuple[list[VolumeEntry], list[Any]]:
@@ -57,6 +41,8 @@ def find_entries(path: str | Path) -> tuple[list[VolumeEntry], list[Any]]:
         if not aside:
             raise
         return [], aside
+    if is_pairs(root):
+        return entries, []
     taken = {entry.series.number for entry in entries if entry.series is not None}
     return entries, [s for s in _series(root) if s.number not in taken] if taken else []
 
@@ -112,8 +98,7 @@ def bare_name(entry: VolumeEntry) -> str:
     Args:
         entry: of the list.
     """
-    name = entry.name.lower()
-    return next((entry.name[: -len(end)] for end in _ENDS if name.endswith(end)), entry.name)
+    return bare(entry.name)
 
 
 def _series(root: Path) -> list[Any]:

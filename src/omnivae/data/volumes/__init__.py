@@ -1,5 +1,6 @@
 """Volumes: files to :class:`omnivae.volume.Volume` and back, transforms with an inverse, phantoms."""
 
+from omnivae.data.volumes.dataset_pairs import PairDataset, load_pairs
 from omnivae.data.volumes.dicom import choose_series, dicom_header, read_dicom
 from omnivae.data.volumes.dicom_geometry import Problem
 from omnivae.data.volumes.dicom_series import SeriesInfo, find_series
@@ -10,6 +11,7 @@ from omnivae.data.volumes.header import VolumeHeader
 from omnivae.data.volumes.listing import VolumeEntry, list_volumes
 from omnivae.data.volumes.ome_zarr import OmeZarrImage, plate_positions
 from omnivae.data.volumes.ome_zarr_writing import write_ome_zarr, write_plate
+from omnivae.data.volumes.pairs import Pair, VolumePair, align, read_pairs
 from omnivae.data.volumes.phantom_ct import ct_phantom, lesion_pair
 from omnivae.data.volumes.phantom_mr import mr_phantom
 from omnivae.data.volumes.phantom_plate import field_phantom, plate_phantom
@@ -29,6 +31,8 @@ __all__ = [
     "OmeZarrImage",
     "Orient",
     "Pad",
+    "Pair",
+    "PairDataset",
     "Percentiles",
     "Phantom",
     "Pipeline",
@@ -39,8 +43,10 @@ __all__ = [
     "Transform",
     "VolumeEntry",
     "VolumeHeader",
+    "VolumePair",
     "Window",
     "ZScore",
+    "align",
     "check_hu",
     "choose_series",
     "contract_pipeline",
@@ -53,10 +59,12 @@ __all__ = [
     "guess_unit",
     "lesion_pair",
     "list_volumes",
+    "load_pairs",
     "mr_phantom",
     "plate_phantom",
     "plate_positions",
     "read_dicom",
+    "read_pairs",
     "read_volume",
     "remove_tilt",
     "resample",

@@ -111,7 +111,7 @@ class VolumeDataset(ImageDataset):
             self.transform, cutting="whole", shape=(self.transform.shape[0], 0, 0, 0), most_voxels=most_voxels
         )
         chosen = self.volumes if volumes is None else volumes
-        return VolumeDataset(self.source, chosen, split="test", transform=transform, seed=self.seed)
+        return type(self)(self.source, chosen, split="test", transform=transform, seed=self.seed)
 
     def fixed(self, volumes: np.ndarray | None = None) -> VolumeDataset:
         """Return fixed patches, the same in every epoch.
@@ -120,7 +120,7 @@ class VolumeDataset(ImageDataset):
             volumes: numbers of the source ``[V]``; those of this split by default.
         """
         chosen = self.volumes if volumes is None else volumes
-        return VolumeDataset(
+        return type(self)(
             self.source, chosen, split="test", transform=replace(self.transform, cutting="fixed"), seed=self.seed
         )
 
@@ -151,19 +151,29 @@ class VolumeDataset(ImageDataset):
             return f"{key}#{index % self.transform.patches_per_volume}"
         return f"{key}@{','.join(map(str, corner))}"
 
+    def place(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return where an item is cut: its first voxel, its size, and the axes of ``[C, I, J, K]`` along which it is mirrored.
+
+        Args:
+            index: of the item, 0 or more.
+        """
+        number, t = int(self.indices[index]), self.transform
+        size, corner, flips = self.source.facts(number).size, self.corners[index], tuple[int, ...]()
+        patch = _central(size, t.most_voxels) if t.cutting == "whole" else t.shape[1:]
+        if corner is None:
+            random = np.random.default_rng([self.seed, SPLITS.index(self.split), self._epoch, index])
+            flips = tuple(axis + 1 for axis in t.flip_axes if random.random() < 0.5)
+            blocks = self.source.prepared[number].blocks
+            corner = random_corner(size, patch, blocks, foreground=t.foreground, random=random)
+        return corner, patch, flips
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"patch {index} of {len(self)}")
         index %= len(self)
         number, t = int(self.indices[index]), self.transform
         facts, values = self.source.facts(number), self.source.values(number)
-        corner, flips = self.corners[index], tuple[int, ...]()
-        patch = _central(facts.size, t.most_voxels) if t.cutting == "whole" else t.shape[1:]
-        if corner is None:
-            random = np.random.default_rng([self.seed, SPLITS.index(self.split), self._epoch, index])
-            flips = tuple(axis + 1 for axis in t.flip_axes if random.random() < 0.5)
-            blocks = self.source.prepared[number].blocks
-            corner = random_corner(facts.size, patch, blocks, foreground=t.foreground, random=random)
+        corner, patch, flips = self.place(index)
         low, _ = t.intensity.ends(facts)
         x = t.intensity.scaled(cut(values, corner, patch, low), facts)
         if flips:

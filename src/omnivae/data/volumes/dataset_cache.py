@@ -21,6 +21,7 @@ import numpy as np
 from omnivae.data.cache import SHARE
 from omnivae.data.downloads import cache_folder
 from omnivae.data.volume_config import VolumeConfig
+from omnivae.data.volumes.values import LEAST_HU
 from omnivae.files import CannotWrite, remove_leftovers, replace_atomic, write_atomic
 from omnivae.volume import Volume
 
@@ -30,8 +31,6 @@ _VERSION = 1
 BLOCK = 8
 #: HU above which a voxel is foreground: air and most of the lung lie below.
 FOREGROUND_HU = -500.0
-#: HU of the thinnest air; scanners mark what they did not see with lower numbers.
-LEAST_HU = -1024
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class Facts:
         below_air: voxels below -1024.
         foreground: share of the voxels above the threshold.
         problems: what is unusual, a sentence each.
+        reach: of a pair, the three rows of the matrix from its indices to those of the follow-up as it is stored, and the size of
+            the latter; empty of a volume on its own.
     """
 
     shape: tuple[int, int, int, int]
@@ -71,6 +72,7 @@ class Facts:
     below_air: int
     foreground: float
     problems: tuple[str, ...] = field(default_factory=tuple)
+    reach: tuple[tuple[float, ...], ...] = field(default_factory=tuple)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -199,7 +201,14 @@ def digest_of(fingerprint: str, config: VolumeConfig) -> str:
     return hashlib.sha256(json.dumps([_VERSION, fingerprint, settings]).encode()).hexdigest()[:40]
 
 
-def prepare(fingerprint: str, load: Callable[[], Volume], config: VolumeConfig, store: Store | None = None) -> Prepared:
+def prepare(
+    fingerprint: str,
+    load: Callable[[], Volume],
+    config: VolumeConfig,
+    store: Store | None = None,
+    *,
+    measured: Callable[[Volume, np.ndarray, VolumeConfig], tuple[Facts, np.ndarray]] | None = None,
+) -> Prepared:
     """Prepare a volume, or take it from the store.
 
     Args:
@@ -207,6 +216,7 @@ def prepare(fingerprint: str, load: Callable[[], Volume], config: VolumeConfig, 
         load: reads the volume, oriented and resampled.
         config: the settings.
         store: where prepared volumes are kept; None keeps none.
+        measured: measures it, :func:`measure` by default.
 
     Returns:
         The prepared volume.
@@ -223,7 +233,7 @@ def prepare(fingerprint: str, load: Callable[[], Volume], config: VolumeConfig, 
         return Prepared(facts, blocks, file, make)
     volume = load()
     values = narrowed(volume.array)
-    facts, blocks = measure(volume, values, config)
+    facts, blocks = (measured or measure)(volume, values, config)
     file = None if store is None else store.put(digest, facts, blocks, values)
     return Prepared(facts, blocks, file, make)
 

@@ -44,10 +44,16 @@ def dicom_entries(path: Path, *, unit: Unit | None, on_error: str) -> list[Entry
         if other:
             log.info("%d series are no CT in Hounsfield units and are left out, e.g. %s", len(other), other[0])
         images = [series for series in images if series.unit == "HU"]
-    return [_entry(path, series) for series in images]
+    return [series_entry(path, series) for series in images]
 
 
-def _entry(path: Path, series: SeriesInfo) -> Entry:
+def series_entry(path: Path, series: SeriesInfo) -> Entry:
+    """Return the entry of a series, under a name that tells of no patient: its modality and a hash of its UID.
+
+    Args:
+        path: where it was found.
+        series: its headers.
+    """
     place = series.uid or "/".join(sorted({item.folder.removeprefix(str(path)) for item in series.files}))
     told_apart = f"{place}\t{series.description}\t{series.size}\t{series.frames[0].about}"
     name = f"{series.modality.lower() or 'dicom'}-{hashlib.sha256(told_apart.encode()).hexdigest()[:12]}"

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from omnivae.data.volumes.dataset_source import Entry, VolumeSource, file_entry
 from omnivae.data.volumes.listing import VolumeEntry, list_volumes
 from omnivae.data.volumes.ome_zarr_metadata import is_ome_zarr
 from omnivae.data.volumes.reading import read_volume
-from omnivae.data.volumes.recognising import is_dicom
+from omnivae.data.volumes.recognising import is_dicom, is_pairs
 from omnivae.volume import Unit
 
 if TYPE_CHECKING:
@@ -72,17 +73,47 @@ def load_volumes(config: DataConfig, *, value_range: tuple[float, float], seed: 
         FileNotFoundError: when nothing is there.
         ValueError: for volumes that cannot be read or used together, and settings that are for images.
     """
+    refuse_image_settings(config)
+    name, entries = find_volumes(config)
+    source = VolumeSource(name, entries, config.volume, store=store_of(config), on_error=config.on_error)
+    return split_up(source, config, value_range=value_range, seed=seed)
+
+
+def store_of(config: DataConfig) -> Store | None:
+    """Return where prepared volumes are kept.
+
+    Args:
+        config: says whether, and how many bytes at most.
+    """
+    if config.cache is False:
+        return None
+    return Store(limit=None if config.volume.cache_gb is None else int(config.volume.cache_gb * 1e9))
+
+
+def split_up(
+    source: VolumeSource,
+    config: DataConfig,
+    *,
+    value_range: tuple[float, float],
+    seed: int,
+    kind: type[VolumeDataset] = VolumeDataset,
+    volumes_per_item: int = 1,
+) -> DataSplits:
+    """Return the splits of a source.
+
+    Args:
+        source: the volumes.
+        config: what to do with them.
+        value_range: what the ends of the intensity range become.
+        seed: of the random patches.
+        kind: of data set.
+        volumes_per_item: 2 where the source's channels are those of pairs.
+    """
     from omnivae.data.loading import DataSplits, DataSummary
 
-    refuse_image_settings(config)
-    settings = config.volume
-    name, entries = find_volumes(config)
-    store = None
-    if config.cache is not False:
-        store = Store(limit=None if settings.cache_gb is None else int(settings.cache_gb * 1e9))
-    source = VolumeSource(name, entries, settings, store=store, on_error=config.on_error)
+    name, settings = source.name, config.volume
     intensity = source.intensity(value_range)
-    channels = int(source.channels[0])
+    channels = int(source.channels[0]) // volumes_per_item
     patch = settings.patch or _common_size(source)
     parts = split_volumes(source, config)
     base = VolumeTransform(
@@ -96,9 +127,7 @@ def load_volumes(config: DataConfig, *, value_range: tuple[float, float], seed: 
     )
     cutting: dict[Split, Cutting] = {"train": "random", "val": "fixed", "test": "fixed"}
     datasets = {
-        split: VolumeDataset(
-            source, parts[split], split=split, transform=replace(base, cutting=cutting[split]), seed=seed
-        )
+        split: kind(source, parts[split], split=split, transform=replace(base, cutting=cutting[split]), seed=seed)
         for split in SPLITS
     }
     sizes = source.sizes
@@ -107,7 +136,7 @@ def load_volumes(config: DataConfig, *, value_range: tuple[float, float], seed: 
         min_size=tuple(int(n) for n in sizes.min(axis=0)),
         median_size=tuple(int(n) for n in np.median(sizes, axis=0)),
         max_size=tuple(int(n) for n in sizes.max(axis=0)),
-        channels=dict(Counter(source.channels.tolist())),
+        channels=dict(Counter((source.channels // volumes_per_item).tolist())),
         bit_depth=source.bit_depth,
         dtypes=dict(Counter(source.dtypes.tolist())),
     )
@@ -121,7 +150,7 @@ def load_volumes(config: DataConfig, *, value_range: tuple[float, float], seed: 
         value_range=value_range,
         classes=None,
         native=native,
-        official_test=_split_folders([e.key for e in source.entries]).get("test") is not None,
+        official_test="test" in _stated_splits(source.entries),
         skipped=list(source.skipped),
         intensity=intensity.to_dict(),
     )
@@ -159,6 +188,10 @@ def find_volumes(config: DataConfig) -> tuple[str, list[Entry]]:
 
         return config.path, phantom_entries(config.path)
     path = Path(config.path).expanduser()
+    if path.is_file() and is_pairs(path):
+        from omnivae.data.volumes.dataset_pairs import member_entries
+
+        return path.stem, member_entries(path, config)
     entries = _listed(path, config)
     masks = [entry for entry in entries if _is_mask(entry.key, {e.key for e in entries})]
     if masks:
@@ -224,7 +257,7 @@ def split_volumes(source: VolumeSource, config: DataConfig) -> dict[Split, np.nd
     from omnivae.data.loading import _carve
 
     keys = [entry.key for entry in source.entries]
-    given = _split_folders(keys) or {"train": list(range(len(keys)))}
+    given = _stated_splits(source.entries) or {"train": list(range(len(keys)))}
     used = [i for part in given.values() for i in part]
     groups = group_names([keys[i] for i in used])
     of = {i: source.entries[i].group or name for i, name in zip(used, groups, strict=True)}
@@ -260,6 +293,16 @@ def group_names(keys: list[str]) -> list[str]:
     inner = [key.split("/", 1)[1] if key.split("/", 1)[0] in SPLITS and "/" in key else key for key in keys]
     first = [key.split("/", 1)[0] for key in inner]
     return first if len(set(first)) >= 3 and all("/" in key for key in inner) else keys
+
+
+def _stated_splits(entries: Sequence[Entry]) -> dict[Split, list[int]]:
+    """Return the volumes of each split that the data state, by a column of their listing or by folders."""
+    stated = {split: [i for i, entry in enumerate(entries) if entry.split == split] for split in SPLITS}
+    if not any(stated.values()):
+        return _split_folders([entry.key for entry in entries])
+    if not stated["train"]:
+        raise ValueError("no row of the listing is for training according to its column 'split'")
+    return {split: part for split, part in stated.items() if part}
 
 
 def _split_folders(keys: list[str]) -> dict[Split, list[int]]:

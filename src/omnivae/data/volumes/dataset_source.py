@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from omnivae.component import suggestion
-from omnivae.data.sources import ImageSource, file_fingerprint
+from omnivae.data.sources import ImageSource, Split, file_fingerprint
 from omnivae.data.volume_config import VolumeConfig
 from omnivae.data.volumes.dataset_cache import LEAST_HU, Facts, Prepared, Store, prepare
 from omnivae.data.volumes.geometry import Orient, Resample
@@ -39,6 +39,7 @@ class Entry:
         fingerprint: short text that changes with its content.
         content_hash: SHA-256 of all that is stored.
         group: what it belongs to, such as a patient; volumes of a group are never split. Not shown.
+        split: "train", "val" or "test" where the data say so by other means than folders.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Entry:
     fingerprint: Callable[[], str]
     content_hash: Callable[[], str]
     group: str | None = field(default=None, repr=False)
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class VolumeSource(ImageSource):
         said = time.monotonic()
         for number, entry in enumerate(entries):
             try:
-                prepared = prepare(entry.fingerprint(), partial(loaded, entry, config), config, store)
+                prepared = self._prepare(entry, store)
                 check_facts(prepared.facts, config)
             except (ValueError, OSError, EOFError) as error:
                 reason = " ".join(str(error).split())
@@ -175,6 +177,9 @@ class VolumeSource(ImageSource):
         self.dtypes = np.array([f.dtype for f in facts])
         self.bit_depth = max(8 * np.dtype(f.dtype).itemsize for f in facts)
         self._tell()
+
+    def _prepare(self, entry: Entry, store: Store | None) -> Prepared:
+        return prepare(entry.fingerprint(), partial(loaded, entry, self.config), self.config, store)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -293,6 +298,22 @@ def loaded(entry: Entry, config: VolumeConfig) -> Volume:
     Raises:
         ValueError: for a channel that is not there, and values that look like HU where nobody says so.
     """
+    return moved(chosen(entry, config), config)
+
+
+def chosen(entry: Entry, config: VolumeConfig) -> Volume:
+    """Read a volume with the channels and the unit that are asked for, on its own grid.
+
+    Args:
+        entry: the volume.
+        config: the settings.
+
+    Returns:
+        The volume.
+
+    Raises:
+        ValueError: as :func:`loaded`.
+    """
     volume = entry.load()
     if config.channel_names:
         volume = with_channels(volume, config.channel_names)
@@ -303,6 +324,19 @@ def loaded(entry: Entry, config: VolumeConfig) -> Volume:
         )
     if config.unit == "arbitrary" and volume.unit != "arbitrary":
         volume = volume.with_array(volume.array, unit="arbitrary")
+    return volume
+
+
+def moved(volume: Volume, config: VolumeConfig) -> Volume:
+    """Bring a volume to the orientation and voxel size that are asked for.
+
+    Args:
+        volume: on its own grid.
+        config: the settings.
+
+    Returns:
+        The volume, its values untouched but for what resampling does.
+    """
     steps: list[Transform] = []
     if config.orientation != "stored" and volume.space == "patient":
         steps.append(Orient(config.orientation))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import commonpath
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from omnivae.data.volumes import itk, nifti, ome_zarr, ome_zarr_metadata, tiff
 from omnivae.data.volumes.header import VolumeHeader
-from omnivae.data.volumes.recognising import is_dicom
+from omnivae.data.volumes.recognising import is_dicom, is_pairs
 from omnivae.volume import Unit, Volume
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 #: What unique identifiers look like; folders are often named after them.
 _UID = re.compile(r"^\d+(\.\d+){4,}$")
+#: Ends of the names of volumes, the longest first.
+_ENDS = (
+    ".ome.zarr", ".ome.tiff", ".ome.tif", ".nii.gz", ".dicom", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zarr", ".tiff", ".tif",
+    ".zip", ".dcm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,9 @@ class VolumeEntry:
 def list_volumes(path: str | Path) -> list[VolumeEntry]:
     """List the volumes below a path: NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr images, positions of plates, DICOM series.
 
-    A single file is a list of one. Folders are searched at any depth; stores are not entered. Of DICOM, series of images are listed
-    (derived ones where there are no others), readable or not; localizers, captures and what is no image are not.
+    A single file is a list of one, a listing of pairs (:func:`omnivae.data.volumes.read_pairs`) that of their members. Folders are
+    searched at any depth; stores are not entered. Of DICOM, series of images are listed (derived ones where there are no others),
+    readable or not; localizers, captures and what is no image are not.
 
     Args:
         path: a file (a zip archive of DICOM too) or folder.
@@ -105,6 +111,10 @@ def list_volumes(path: str | Path) -> list[VolumeEntry]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    if path.is_file() and is_pairs(path):
+        from omnivae.data.volumes.pairs import list_members
+
+        return list_members(path)
     single = path.is_file() or ome_zarr_metadata.is_ome_zarr(path)
     root = path.parent if single else path
     found: list[VolumeEntry] = []
@@ -126,6 +136,28 @@ def list_volumes(path: str | Path) -> list[VolumeEntry]:
             f"{path} holds no volume that is known here; expected NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr or DICOM series"
         )
     return sorted(found, key=lambda entry: natural(entry.name))
+
+
+def bare(name: str) -> str:
+    """Return the name of a volume without the suffix of its format.
+
+    Args:
+        name: of a file or store.
+
+    Example:
+        >>> bare("a/ct.nii.gz"), bare("Study 1.5")
+        ('a/ct', 'Study 1.5')
+    """
+    return next((name[: -len(end)] for end in _ENDS if name.lower().endswith(end)), name)
+
+
+def without_identifiers(parts: Sequence[str]) -> str:
+    """Return the name that parts of a path make, those left out that are unique identifiers of DICOM.
+
+    Args:
+        parts: names of folders, then of a file or series.
+    """
+    return "/".join(part for part in parts if not _UID.match(part))
 
 
 def natural(path: Path | str) -> list[tuple[int, int, str]]:
@@ -201,6 +233,6 @@ def _series(path: Path, root: Path) -> list[VolumeEntry]:
     entries = []
     for series in wanted:
         where = path if path.is_file() else Path(commonpath([item.path.parent for item in series.files]))
-        parts = [part for part in where.relative_to(root).parts if not _UID.match(part)]
-        entries.append(VolumeEntry("/".join([*parts, f"series-{series.number}"]), path, "dicom", series=series))
+        name = without_identifiers([*where.relative_to(root).parts, f"series-{series.number}"])
+        entries.append(VolumeEntry(name, path, "dicom", series=series))
     return entries

@@ -12,6 +12,8 @@ from omnivae.volume import Stored, Unit, Volume
 _SLAB = 1 << 22
 #: Share of voxels at or below -500 HU above which values are taken for Hounsfield units: air around and in a body.
 _AIR_SHARE = 0.01
+#: HU of the thinnest air; scanners mark what they did not see with lower numbers.
+LEAST_HU = -1024
 
 
 def need(module: str, extra: str) -> Any:
