@@ -271,6 +271,11 @@ class PosteriorStore(Sequence):
         return self.classes.index(label) if isinstance(label, str) and self.classes else label
 
     @property
+    def kind(self) -> str:
+        """What was encoded: "images", "volumes" or "videos"."""
+        return self.info.get("transform", {}).get("kind", "images")
+
+    @property
     def classes(self) -> list[str] | None:
         """Names of the classes, or None."""
         return self.info.get("classes")

@@ -1,10 +1,11 @@
-"""``omnivae decode``: a posterior store to pictures, under the names and in the sizes of the images."""
+"""``omnivae decode``: a posterior store to files, under the names and in the sizes of what was encoded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,37 +16,49 @@ from omnivae.data.latents import PosteriorStore, draw
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.images import file_like
 from omnivae.jobs.progress import progress_bar
+from omnivae.jobs.store import safe_name
 from omnivae.models.storage import find_model, model_hash
 from omnivae.training.device import Precision
+
+if TYPE_CHECKING:
+    from omnivae.jobs.volumes_codec import Mode
+    from omnivae.jobs.volumes_work import Format
 
 Item = tuple[PosteriorStore, int]
 
 
 def decode_latents(
     latents: Sequence[str | Path],
-    model: str | Path,
+    model: str | Path | None,
     output: str | Path,
     *,
     keys: Sequence[str] | None = None,
     sample: bool = False,
     seed: int = 0,
     batch_size: int = 16,
+    format: Format = "auto",
+    memory: str | None = None,
+    mode: Mode = "exact",
     precision: Precision = "32",
     progress: bool = True,
 ) -> list[Path]:
-    """Decode posteriors into pictures under the names and in the sizes of the images that were encoded.
+    """Decode posteriors into files under the names and in the sizes of what was encoded.
 
-    Format, bit depth and colour mode are those of the encoded files, as far as such files can hold a picture; an alpha channel
-    that the model does not see is opaque. Images that were in no file of their own become PNG.
+    Pictures: format, bit depth and colour mode are those of the encoded files, as far as such files can hold a picture; an alpha
+    channel that the model does not see is opaque. Images that were in no file of their own become PNG. Volumes: see
+    :func:`omnivae.jobs.volumes_decode.decode_volumes`.
 
     Args:
         latents: posterior stores, or shards of them.
-        model: the model directory or run that encoded them.
-        output: folder for the pictures.
-        keys: decode only these images.
+        model: the model directory or run that encoded them; ``None`` for the place that the store remembers.
+        output: folder for the results.
+        keys: decode only these.
         sample: decode a draw from each posterior instead of its mode.
         seed: of the draws.
-        batch_size: latents at once.
+        batch_size: latents at once, of pictures.
+        format: of volumes: "nifti" or "ome-zarr"; "auto" is NIfTI of patients and OME-Zarr of everything else.
+        memory: budget for volumes, such as "4GB": they are decoded tile by tile.
+        mode: of the tiles.
         precision: of the networks.
         progress: show progress on a terminal.
 
@@ -53,21 +66,72 @@ def decode_latents(
         The files written.
 
     Raises:
-        ValueError: when the latents are of another model, or for a key that no store has.
+        ValueError: when the latents are of another model, for a key that no store has, and for options that do not fit.
     """
     if batch_size < 1:
         raise ValueError(f"got batch_size={batch_size}; expected 1 or more")
-    directory = find_model(model)
-    own = model_hash(directory)
     stores = [PosteriorStore(path) for path in latents]
+    directory = _model_of(stores) if model is None else find_model(model)
+    own = model_hash(directory)
     for store in stores:
         if store.model_hash != own:
             raise ValueError(
                 f"{store.path} holds latents of the model {store.model_name} ({store.model_hash[:12]}), not of {directory} "
                 f"({own[:12]}); decode them with the model that encoded them"
+                + ("" if model is not None else ": say where it is with --model")
             )
     chosen = _choose(stores, keys)
-    targets = _targets(chosen, Path(output))
+    kinds = {store.kind for store, _ in chosen}
+    if len(kinds) > 1:
+        raise ValueError(f"got stores of {' and of '.join(sorted(kinds))}; decode one store at a time")
+    if kinds == {"volumes"}:
+        from omnivae.jobs.volumes_codec import check_precision
+        from omnivae.jobs.volumes_decode import decode_volumes
+
+        check_precision(memory, mode, precision)
+        return decode_volumes(
+            chosen,
+            load(directory, precision),
+            Path(output),
+            format=format,
+            memory=memory,
+            mode=mode,
+            sample=sample,
+            seed=seed,
+            precision=precision,
+            progress=progress,
+        )
+    if memory is not None or format != "auto" or mode != "exact":
+        raise ValueError(
+            f"got --memory, --format or --mode, which are for volumes, and these latents are of {kinds.pop()}"
+        )
+    return _decode_images(
+        chosen,
+        directory,
+        Path(output),
+        sample=sample,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+        progress=progress,
+    )
+
+
+# -- inside
+
+
+def _decode_images(
+    chosen: list[Item],
+    directory: Path,
+    output: Path,
+    *,
+    sample: bool,
+    seed: int,
+    batch_size: int,
+    precision: Precision,
+    progress: bool,
+) -> list[Path]:
+    targets = _targets(chosen, output)
     loaded = load(directory, precision)
     device = next(loaded.parameters()).device
     low, high = loaded.value_range
@@ -87,7 +151,17 @@ def decode_latents(
     return targets
 
 
-# -- inside
+def _model_of(stores: list[PosteriorStore]) -> Path:
+    """Return the model directory that stores were encoded with, where it still is."""
+    places = {store.info.get("recipe", {}).get("model") for store in stores}
+    place = places.pop() if len(places) == 1 else None
+    try:
+        if place is not None:
+            return find_model(place)
+    except FileNotFoundError:
+        pass
+    said = "does not say where its model is" if place is None else f"was encoded with {place}, which is not there"
+    raise ValueError(f"{stores[0].path} {said}: say --model DIR")
 
 
 def _choose(stores: list[PosteriorStore], keys: Sequence[str] | None) -> list[Item]:
@@ -111,10 +185,8 @@ def _targets(chosen: list[Item], output: Path) -> list[Path]:
         raise ValueError(f"{output} is the folder of the images that were encoded; give --output another one")
     targets: dict[Path, None] = {}
     for store, i in chosen:
-        name = store.keys[i]
+        name = safe_name(store, i, output)
         key = PurePosixPath(name)
-        if key.is_absolute() or ".." in key.parts or "\\" in name or ":" in name or not key.name:
-            raise ValueError(f"{store.path} names an image {name!r}, which would lie outside of {output}")
         like = _like(store, i)
         reason = None if like is None else unwritable(like)
         if reason is not None:

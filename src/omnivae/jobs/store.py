@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
@@ -285,6 +285,24 @@ def entry_of(store: PosteriorStore, i: int) -> Entry:
     """
     label, size, file = store.stored_label(i), store.input_size(i), store.file(i)
     return Entry(store.keys[i], store.content_hash(i), label, size, file, store.cond(i))
+
+
+def safe_name(store: PosteriorStore, i: int, output: Path) -> str:
+    """Return the key of an entry, which is to be the name of a file.
+
+    Args:
+        store: the store.
+        i: number of the entry.
+        output: directory of the file.
+
+    Raises:
+        ValueError: for a name that leads out of the directory.
+    """
+    name = store.keys[i]
+    key = PurePosixPath(name)
+    if key.is_absolute() or ".." in key.parts or "\\" in name or ":" in name or not key.name:
+        raise ValueError(f"{store.path} names an entry {name!r}, which would lie outside of {output}")
+    return name
 
 
 def next_generation(directory: Path) -> int:

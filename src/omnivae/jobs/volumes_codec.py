@@ -328,6 +328,20 @@ class VolumeCodec:
             raise MemoryError(f"a volume of {size} does not fit into memory whole: {said}") from error
 
 
+def check_precision(memory: str | None, mode: Mode, precision: str) -> None:
+    """Raise ``ValueError`` for exact tiles in another precision than float32.
+
+    Args:
+        memory: budget, or None.
+        mode: of the tiles.
+        precision: of the networks.
+    """
+    if memory is not None and mode == "exact" and precision != "32":
+        raise ValueError(
+            f"got --memory and --precision {precision}; exact tiles are computed in float32: leave out --precision"
+        )
+
+
 def _plan_that_fits(model: VAE, shape: Sequence[int], memory: int) -> str:
     """Return the option that makes exact tiles fit, and the tiles.
 

@@ -17,7 +17,7 @@ from omnivae.files import write_atomic
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.progress import progress_bar
 from omnivae.jobs.volumes import OnGaps
-from omnivae.jobs.volumes_codec import Mode, Rebuilt, VolumeCodec
+from omnivae.jobs.volumes_codec import Mode, Rebuilt, VolumeCodec, check_precision
 from omnivae.jobs.volumes_work import (
     ENDS,
     Format,
@@ -155,10 +155,7 @@ def reconstruct_volumes(
         raise FileExistsError(f"{root} is a file; give --output a directory")
     entries = volumes_at(paths, series)
     precision = "32" if precision == "auto" else precision
-    if memory is not None and mode == "exact" and precision != "32":
-        raise ValueError(
-            f"got --memory and --precision {precision}; exact tiles are computed in float32: leave out --precision"
-        )
+    check_precision(memory, mode, precision)
     if loaded is None:
         loaded = model if isinstance(model, VAE) else load(model, precision)
     codec = VolumeCodec(loaded, intensity=intensity, memory=memory, mode=mode)
