@@ -188,6 +188,13 @@ class CogVideoXDecoder(nn.Module, Component):
             )
         )
 
+    def decoded_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the size (frames, height, width) that a latent of ``size`` is decoded to."""
+        frames, *plane = size
+        stride, *spatial = self.stride
+        single = frames % LATENTS
+        return (stride * (frames - single) + single, *(n * s for n, s in zip(plane, spatial, strict=True)))
+
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return likelihood parameters.
 

@@ -329,9 +329,6 @@ def test_a_clip_seen_whole():
     )
     model = StackedVAE(clip.encoder, clip.posterior, clip.decoder, clip.likelihood_head, clip.prior, scaling_factor=0.5)
     compare(model, (9, 16, 18), 1e-9)
-    model.stack_size = 4
-    with pytest.raises(ValueError, match="stack_size to None"):
-        omnivae.Tiled(model)
 
 
 def test_attention_that_does_not_fit_is_named():

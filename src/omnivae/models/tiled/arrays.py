@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnivae.distributions import DiagonalGaussian
 from omnivae.models.hierarchical import HierarchicalVAE
 from omnivae.models.stacked import StackedVAE
 from omnivae.models.tiled.graph import Region
@@ -42,19 +40,15 @@ def check_model(vae: Any) -> None:
             f"got a {name}, whose latents at several resolutions are made one after another; Tiled takes models with one latent, "
             "such as kl_autoencoder"
         )
-    if isinstance(vae, StackedVAE):
-        if vae.stack_size is not None:
-            raise ValueError(
-                f"this {name} sees {vae.stack_size} frames at a time, which bounds its memory already; to see the whole clip, set "
-                "its stack_size to None (or `with model.stacking(None)`) and tile that"
-            )
-    elif type(vae).encode is not VAE.encode or type(vae)._pixel_parameters is not VAE._pixel_parameters:
+    kind = StackedVAE if isinstance(vae, StackedVAE) else VAE
+    if type(vae).encode is not kind.encode or type(vae)._pixel_parameters is not kind._pixel_parameters:
         raise ValueError(f"got a {name}, which encodes and decodes in its own way; Tiled takes models that follow VAE")
 
 
 def check_input(vae: VAE, shape: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless ``shape`` is that of a batch of images of the model."""
-    if len(shape) != 2 + vae.dim or shape[1] != vae.in_channels or min(shape, default=0) < 1:
+    """Raise ``ValueError`` unless ``shape`` is that of a batch of images of the model; clips become grey as the model says."""
+    channels = (1, 3) if isinstance(vae, StackedVAE) and vae.in_channels == 1 else (vae.in_channels,)
+    if len(shape) != 2 + vae.dim or shape[1] not in channels or min(shape, default=0) < 1:
         raise ValueError(f"got an image of shape {tuple(shape)}; expected [B, {vae.in_channels}, {'DHW'[-vae.dim :]}]")
 
 
@@ -167,12 +161,22 @@ def latent_scale(vae: VAE) -> float:
     return vae.scaling_factor if isinstance(vae, StackedVAE) else 1.0
 
 
-def posterior_of(vae: VAE, features: Tensor, size: Sequence[int], cond: Tensor | None) -> Any:
-    """Return the posterior of features, as ``VAE.encode`` does."""
+def posterior_of(vae: VAE, features: Tensor, size: Sequence[int], cond: Tensor | None, stacks: int = 1) -> Any:
+    """Return the posterior of features, as the model's ``encode`` does.
+
+    Args:
+        vae: the model.
+        features: of images, or of the stacks of clips, those of a clip behind one another.
+        size: of the images.
+        cond: their condition.
+        stacks: of each clip.
+
+    Returns:
+        The posterior of the images.
+    """
     posterior = vae.posterior(features)
-    scale = latent_scale(vae)
-    if scale != 1.0:
-        posterior = DiagonalGaussian(posterior.mean * scale, posterior.logvar + 2 * math.log(scale))
+    if isinstance(vae, StackedVAE):
+        posterior = vae.join_posterior(posterior, stacks, tuple(size))
     posterior.input_size, posterior.cond = tuple(size), cond
     return posterior
 

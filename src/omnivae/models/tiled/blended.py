@@ -51,17 +51,27 @@ class SeamError:
 
 
 def tile_length(
-    network: nn.Module, channels: int, size: Sequence[int], stride: Sequence[int], cond: Tensor | None, budget: int
+    network: nn.Module,
+    channels: int,
+    size: Sequence[int],
+    stride: Sequence[int],
+    cond: Tensor | None,
+    budget: int,
+    *,
+    limit: Sequence[int],
+    keep: int = 0,
 ) -> tuple[int, ...]:
     """Return the largest tile that the memory allows, in positions of the latent.
 
     Args:
-        network: takes ``[1, channels, *(tile * stride)]``.
+        network: takes ``[1, channels, *(tile * stride)]``, at most ``limit``.
         channels: of its input.
         size: of the latent.
         stride: positions of the network's input for each position of the latent.
         cond: condition.
         budget: bytes.
+        limit: size of the network's input for all of the latent.
+        keep: axes, from the first, that are not cut.
 
     Returns:
         One length for each axis.
@@ -71,14 +81,15 @@ def tile_length(
     """
     lengths = list(size)
     while True:
-        needed = meta_bytes(network, (1, channels, *(n * s for n, s in zip(lengths, stride, strict=True))), cond)
+        shape = [min(n * s, m) for n, s, m in zip(lengths, stride, limit, strict=True)]
+        needed = meta_bytes(network, (1, channels, *shape), cond)
         if needed <= budget:
             return tuple(lengths)
-        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        longest = max(range(keep, len(lengths)), key=lengths.__getitem__)
         if lengths[longest] == 1:
             raise ValueError(
                 f"the smallest tile of {type(network).__name__} takes {format_bytes(needed)}; got {format_bytes(budget)} for "
-                "tiles: give more memory"
+                f"tiles: give more memory{', or mode exact, which cuts time too' if keep else ''}"
             )
         lengths[longest] = max(int(lengths[longest] * 0.8), 1)
 

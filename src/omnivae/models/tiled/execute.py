@@ -98,7 +98,7 @@ def execute(
         OSError: when the disk has no room for the values that are kept, before anything is computed.
     """
     folder = scratch_folder(scratch)
-    _check_disk(folder, schedule.file_bytes)
+    check_disk(folder, schedule.file_bytes)
     values = _Values(read, device)
     report = _Report(schedule, progress)
     output: Tensor | None = None
@@ -188,7 +188,13 @@ class _Report:
             self.progress(TileProgress(min(self.done / self.total, 1.0), seconds, self.step, self.count))
 
 
-def _check_disk(folder: Path, needed: int) -> None:
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise ``OSError`` where a folder has no room for temporary files.
+
+    Args:
+        folder: for them.
+        needed: bytes.
+    """
     if not needed:
         return
     free = shutil.disk_usage(folder).free

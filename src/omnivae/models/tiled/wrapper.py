@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
+from omnivae.models.stacked import StackedVAE
 from omnivae.models.tiled import operators, statistics  # noqa: F401 (they fill the table of operators)
 from omnivae.models.tiled.arrays import (
     Array,
@@ -32,6 +36,7 @@ from omnivae.models.tiled.graph import Region
 from omnivae.models.tiled.memory import format_bytes, parse_bytes
 from omnivae.models.tiled.record import record
 from omnivae.models.tiled.schedule import Schedule, make_schedule
+from omnivae.models.tiled.stacks import Joined, in_grey, later, stack_shape, stack_starts
 from omnivae.models.tiled.storage import scratch_folder
 from omnivae.models.vae import VAE
 from omnivae.types import strides
@@ -128,23 +133,30 @@ class Tiled:
         vae = self.vae
         check_input(vae, x.shape)
         size = tuple(int(n) for n in x.shape[2:])
+        padded = vae.padded_size(size)
+        starts = stack_starts(vae, padded[0])
         device, dtype = place_of(vae.encoder)
         rows, errors = [], []
+        progress = self._overall(len(x) * len(starts))
         for b in range(x.shape[0]):
             row = None if cond is None else cond[b : b + 1]
             read = reader(x, b, size)
-            if self.mode == "exact":
-                schedule = self.encode_schedule(size, row)
-                made = execute(schedule, read, device=device, scratch=self.scratch, progress=self.progress)
-                assert made is not None
-            else:
-                latent = vae.latent_size(size)
-                made = torch.empty(1, vae.encoder.out_channels, *latent, dtype=dtype)
-                errors.append(self._blend_encode(read, made, row))
-            rows.append(made)
+            if isinstance(vae, StackedVAE) and x.shape[1] != vae.in_channels:
+                read = in_grey(vae, read)
+            schedule = self.encode_schedule(size, row) if self.mode == "exact" else None
+            for start in starts:
+                if schedule is not None:
+                    part = later(read, start)
+                    made = execute(schedule, part, device=device, scratch=self.scratch, progress=progress())
+                    assert made is not None
+                else:
+                    latent = self._latent(stack_shape(vae, padded))
+                    made = torch.empty(1, vae.encoder.out_channels, *latent, dtype=dtype)
+                    errors.append(self._blend_encode(later(read, start), made, padded, row, progress()))
+                rows.append(made)
         self.seams = merge(errors) if errors else None
         features = torch.cat(rows) if len(rows) > 1 else rows[0]
-        return posterior_of(vae, features.to(device, dtype), size, cond)
+        return posterior_of(vae, features.to(device, dtype), size, cond, len(starts))
 
     @torch.no_grad()
     def decode(
@@ -183,23 +195,45 @@ class Tiled:
         images = make_out(vae, shape, wide, out)
         if latent_scale(vae) != 1.0:
             z = z / latent_scale(vae)
+        stride = strides(vae.encoder, vae.dim)
+        latent = stack_shape(vae, z.shape[2:], stride[0])
+        starts = stack_starts(vae, z.shape[2] * stride[0])
+        stack = (1, vae.decoder.out_channels, *(n * s for n, s in zip(latent, stride, strict=True)))
         errors = []
+        progress = self._overall(len(z) * len(starts))
         for b in range(z.shape[0]):
             row = None if cond is None else cond[b : b + 1]
             read = reader(z, b, z.shape[2:])
-            if self.mode == "exact":
-                schedule = self.decode_schedule(z.shape[2:], row, memory=budget)
-                sink = writer(vae, images, b, size)
-                execute(schedule, read, device=device, sink=sink, scratch=self.scratch, progress=self.progress)
-            else:
-                errors.append(self._blend_decode(read, z.shape[2:], images[b : b + 1], row, budget))
+            joined = Joined(
+                starts,
+                stack,
+                getattr(vae, "overlap", 0),
+                dtype=dtype,
+                write=writer(vae, images, b, size),
+                memory=budget,
+                scratch=self.scratch,
+            )
+            with closing(joined):
+                left = budget - joined.ring_bytes
+                schedule = self.decode_schedule(z.shape[2:], row, memory=left) if self.mode == "exact" else None
+                for i, start in enumerate(starts):
+                    part, sink, tell = later(read, start // stride[0]), joined.sink(i), progress()
+                    if schedule is not None:
+                        execute(schedule, part, device=device, sink=sink, scratch=self.scratch, progress=tell)
+                    elif len(starts) == 1:
+                        errors.append(self._blend_decode(part, latent, images[b : b + 1], row, left, tell))
+                    else:
+                        params = torch.empty(stack, dtype=dtype)
+                        room = left - 2 * params.numel() * params.element_size()
+                        errors.append(self._blend_decode(part, latent, params, row, room, tell, pixels=False))
+                        sink(tuple((0, n) for n in stack[2:]), params)
         self.seams = merge(errors) if errors else None
         return images
 
     # -- what will be done
 
     def encode_schedule(self, size: Sequence[int], cond: Tensor | None = None) -> Schedule:
-        """Return how an image of ``size`` is encoded exactly.
+        """Return how an image of ``size``, or each stack of such a clip, is encoded exactly.
 
         Args:
             size: spatial size.
@@ -211,15 +245,24 @@ class Tiled:
         Raises:
             ValueError: when the memory does not do, or the network cannot be computed in exact tiles.
         """
-        padded = self.vae.padded_size(size)
-        encoder: Any = self.vae.encoder
-        source, output = record(encoder, (1, self.vae.in_channels, *padded), cond=cond)
-        return make_schedule(source, output, self.memory, keep_output=True, disk=self._disk())
+        vae, encoder = self.vae, cast(Any, self.vae.encoder)
+        padded = vae.padded_size(size)
+        others = len(stack_starts(vae, padded[0])) - 1
+        shape = stack_shape(vae, padded)
+        latent = others * encoder.out_channels * math.prod(self._latent(shape)) * place_of(encoder)[1].itemsize
+        # Features and posterior of the other stacks are there meanwhile.
+        if 2 * latent >= self.memory:
+            raise ValueError(
+                f"the latent of a clip of {size[0]} frames takes {format_bytes(2 * latent)}; got memory="
+                f"{format_bytes(self.memory)}: give more, or encode fewer frames at a time"
+            )
+        source, output = record(encoder, (1, vae.in_channels, *shape), cond=cond)
+        return make_schedule(source, output, self.memory - 2 * latent, keep_output=True, disk=self._disk())
 
     def decode_schedule(
         self, latent_size: Sequence[int], cond: Tensor | None = None, *, memory: int | None = None
     ) -> Schedule:
-        """Return how a latent of ``latent_size`` is decoded exactly.
+        """Return how a latent of ``latent_size``, or each stack of it, is decoded exactly.
 
         Args:
             latent_size: spatial size of z.
@@ -233,7 +276,8 @@ class Tiled:
             ValueError: when the memory does not do, or the network cannot be computed in exact tiles.
         """
         decoder: Any = self.vae.decoder
-        source, output = record(decoder, (1, self.vae.latent_dim, *latent_size), cond=cond)
+        shape = stack_shape(self.vae, latent_size, strides(self.vae.encoder, self.vae.dim)[0])
+        source, output = record(decoder, (1, self.vae.latent_dim, *shape), cond=cond)
         return make_schedule(source, output, memory or self.memory, keep_output=False, disk=self._disk())
 
     # -- inside
@@ -242,47 +286,84 @@ class Tiled:
         # A twentieth is left to others.
         return int(0.95 * shutil.disk_usage(scratch_folder(self.scratch)).free)
 
-    def _blend_encode(self, read: Callable[[Region], Tensor], out: Tensor, cond: Tensor | None) -> SeamError:
+    def _latent(self, padded: Sequence[int]) -> tuple[int, ...]:
+        """Return the size of the latent of a padded image."""
+        return tuple(math.ceil(n / s) for n, s in zip(padded, strides(self.vae.encoder, self.vae.dim), strict=True))
+
+    def _blend_encode(
+        self,
+        read: Callable[[Region], Tensor],
+        out: Tensor,
+        padded: Sequence[int],
+        cond: Tensor | None,
+        progress: Progress | None,
+    ) -> SeamError:
         network: Any = self.vae.encoder
         device, dtype = place_of(network)
         stride = strides(network, self.vae.dim)
         budget = self.memory - 2 * out.numel() * out.element_size()
-        lengths = tile_length(network, self.vae.in_channels, out.shape[2:], stride, cond, budget)
-        tiles = [spans(n, length, self.overlap) for n, length in zip(out.shape[2:], lengths, strict=True)]
+        size = tuple(out.shape[2:])
+        shape = stack_shape(self.vae, padded)
+        lengths = tile_length(network, self.vae.in_channels, size, stride, cond, budget, limit=shape, keep=self._kept())
+        tiles = [spans(n, length, self.overlap) for n, length in zip(size, lengths, strict=True)]
 
         def run(region: Region) -> Tensor:
-            pixels = tuple((a * s, b * s) for (a, b), s in zip(region, stride, strict=True))
+            pixels = tuple((a * s, min(b * s, n)) for (a, b), s, n in zip(region, stride, shape, strict=True))
             x = read(pixels).to(device, dtype)
             return network(x) if cond is None else network(x, cond)
 
-        return blend(run, out, tiles, [1] * self.vae.dim, self._advance())
+        return blend(run, out, tiles, [1] * self.vae.dim, _fractions(progress))
 
     def _blend_decode(
-        self, read: Callable[[Region], Tensor], latent: Sequence[int], out: Array, cond: Tensor | None, budget: int
+        self,
+        read: Callable[[Region], Tensor],
+        latent: Sequence[int],
+        out: Array,
+        cond: Tensor | None,
+        budget: int,
+        progress: Progress | None,
+        pixels: bool = True,
     ) -> SeamError:
         network: Any = self.vae.decoder
         device, dtype = place_of(network)
-        lengths = tile_length(network, self.vae.latent_dim, latent, [1] * self.vae.dim, cond, budget)
+        single = [1] * self.vae.dim
+        lengths = tile_length(
+            network, self.vae.latent_dim, latent, single, cond, budget, limit=latent, keep=self._kept()
+        )
         tiles = [spans(n, length, self.overlap) for n, length in zip(latent, lengths, strict=True)]
 
         def run(region: Region) -> Tensor:
             z = read(region).to(device, dtype)
             params = network(z) if cond is None else network(z, cond)
-            return self.vae.likelihood_head(params, batch_ndim=1).mean
+            return self.vae.likelihood_head(params, batch_ndim=1).mean if pixels else params
 
-        return blend(run, out, tiles, strides(self.vae.encoder, self.vae.dim), self._advance())
+        return blend(run, out, tiles, strides(self.vae.encoder, self.vae.dim), _fractions(progress))
 
-    def _advance(self) -> Callable[[float], None]:
-        begun = time.perf_counter()
+    def _kept(self) -> int:
+        """Return how many axes, from the first, no blended tile cuts: the time of networks that take few numbers of frames."""
+        return int(hasattr(self.vae.encoder, "padded_size"))
 
-        def advance(fraction: float) -> None:
-            if self.progress is not None:
-                self.progress(TileProgress(fraction, time.perf_counter() - begun, 1, 1))
+    def _overall(self, count: int) -> Callable[[], Progress | None]:
+        """Return a function that gives, for each of ``count`` equal parts in turn, what is called with their progress."""
+        if self.progress is None:
+            return lambda: None
+        begun, numbers, tell = time.perf_counter(), itertools.count(), self.progress
 
-        return advance
+        def part() -> Progress:
+            done = next(numbers)
+
+            def report(now: TileProgress) -> None:
+                seconds = time.perf_counter() - begun
+                tell(dataclasses.replace(now, fraction=(done + now.fraction) / count, seconds=seconds))
+
+            return report
+
+        return part
 
     def _decoded_size(self, latent: Sequence[int], size: Sequence[int] | None) -> tuple[int, ...]:
-        whole = tuple(n * s for n, s in zip(latent, strides(self.vae.encoder, self.vae.dim), strict=True))
+        own = getattr(self.vae.decoder, "decoded_size", None)  # causal video: one frame more than a multiple
+        stride = strides(self.vae.encoder, self.vae.dim)
+        whole = tuple(n * s for n, s in zip(latent, stride, strict=True)) if own is None else own(latent)
         chosen = whole if size is None else tuple(int(n) for n in size)
         if len(chosen) != len(whole) or any(not 1 <= n <= m for n, m in zip(chosen, whole, strict=True)):
             raise ValueError(f"got size={chosen}; a latent of {tuple(latent)} decodes to at most {whole}")
@@ -296,3 +377,13 @@ class Tiled:
                 "give more, or out=numpy.memmap(...) to write into"
             )
         return self.memory - result
+
+
+def _fractions(progress: Progress | None) -> Callable[[float], None]:
+    begun = time.perf_counter()
+
+    def advance(fraction: float) -> None:
+        if progress is not None:
+            progress(TileProgress(fraction, time.perf_counter() - begun, 1, 1))
+
+    return advance
