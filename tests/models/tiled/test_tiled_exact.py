@@ -138,10 +138,13 @@ def test_tiles_of_kept_values_are_channels_last():
 
 def test_small_convolutions_of_three_axes_equal_others():
     tile = torch.rand(1, 8, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
-    assert _unfolds(tile) == torch.backends.mkldnn.is_available()
-    assert not _unfolds(tile.double())
-    assert not _unfolds(torch.empty(1, 128, 32, 8, 8))
-    network = nn.Conv3d(8, 4, 3, stride=(1, 2, 1)).eval()
+    weight, point = torch.rand(4, 8, 3, 3, 3), torch.rand(4, 8, 1, 1, 1)
+    assert _unfolds(tile, weight) == torch.backends.mkldnn.is_available()
+    assert not _unfolds(tile.double(), weight)
+    large = torch.empty(1, 128, 32, 8, 8)
+    assert not _unfolds(large, weight)
+    assert _unfolds(large, point) == torch.backends.mkldnn.is_available()
+    network = nn.Sequential(nn.Conv3d(8, 4, 3, stride=(1, 2, 1)), nn.Conv3d(4, 6, 1)).eval()
     source, output = record(network, tuple(tile.shape))
     schedule = make_schedule(source, output, 10**6, keep_output=True)
     with torch.no_grad():
