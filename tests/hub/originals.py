@@ -100,6 +100,62 @@ HALVED_FIRST = {
 }
 
 
+def efficientvit(module):
+    """Return the weights of diffusers' deep compression autoencoder under the names of MIT's own files.
+
+    Their modules: a sequence is an ``op_list``, a residual block has a ``main``, and a convolution with a norm has both inside.
+    """
+    tensors = dict(module.state_dict())
+    result = {}
+    for name in list(tensors):
+        if name.endswith(("to_k.weight", "to_v.weight")):
+            continue
+        path = name.split(".")
+        half, part, last = path[0], path[1], path[-1]
+        if part == "conv_in":
+            project = "project_in" if half == "encoder" else "project_in.main"
+            inner = "conv.conv" if path[2] == "conv" and module.config.downsample_block_type != "conv" else "conv"
+            new = f"{half}.{project}.{inner}.{last}"
+        elif part == "conv_out":
+            inner = "conv.conv" if path[2] == "conv" else "conv"
+            new = f"encoder.project_out.main.op_list.0.conv.{last}"
+            new = new if half == "encoder" else f"decoder.project_out.op_list.2.{inner}.{last}"
+        elif part == "norm_out":
+            new = f"decoder.project_out.op_list.0.{last}"
+        else:
+            stage, block, inside = path[2], path[3], ".".join(path[4:-1])
+            attention = any(f"{half}.{part}.{stage}.{block}.{q}" in tensors for q in ("attn.to_q.weight",))
+            where = f"{half}.stages.{stage}.op_list.{block}"
+            if inside == "attn.to_q":
+                qkv = [tensors[name.replace("to_q", f"to_{q}")] for q in "qkv"]
+                result[f"{where}.context_module.main.qkv.conv.weight"] = torch.cat(qkv)[:, :, None, None]
+                continue
+            if inside == "attn.to_out":
+                result[f"{where}.context_module.main.proj.conv.weight"] = tensors[name][:, :, None, None]
+                continue
+            resampled = (
+                "main.conv" if half == "encoder" and module.config.downsample_block_type == "conv" else "main.conv.conv"
+            )
+            scale = inside.removeprefix("attn.to_qkv_multiscale.").split(".")[0]
+            new = {
+                "conv": resampled,
+                "conv1": "main.conv1.conv",
+                "conv2": "main.conv2.conv",
+                "norm": "main.conv2.norm",
+                "attn.norm_out": "context_module.main.proj.norm",
+                f"attn.to_qkv_multiscale.{scale}.proj_in": f"context_module.main.aggreg.{scale}.0",
+                f"attn.to_qkv_multiscale.{scale}.proj_out": f"context_module.main.aggreg.{scale}.1",
+                "conv_out.conv_inverted": "local_module.main.inverted_conv.conv",
+                "conv_out.conv_depth": "local_module.main.depth_conv.conv",
+                "conv_out.conv_point": "local_module.main.point_conv.conv",
+                "conv_out.norm": "local_module.main.point_conv.norm",
+            }[inside]
+            assert attention == new.startswith(("context", "local"))
+            new = f"{where}.{new}.{last}"
+        result[new] = tensors[name]
+    return result
+
+
 def monai_var(**changes):
     from monai.networks.nets import VarAutoEncoder
 

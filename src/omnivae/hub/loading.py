@@ -128,7 +128,7 @@ def _origin(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any
         "file": checkpoint.path.name,
         "sha256": checkpoint.digest(),
         "layout": architecture.layout,
-        "tensors": len(architecture.names),
+        "tensors": len(architecture.names) + len(architecture.splits),
         "assumed": {choice.name: choice.assumed for choice in architecture.choices},
     }
     licence = licence_of(checkpoint, architecture)

@@ -183,7 +183,7 @@ def prove(
         The proof, or where it fails.
     """
     inputs = inputs or inputs_for(model)
-    pairs = _layer_pairs(architecture) if architecture else {}
+    pairs = _layer_pairs(architecture, reference.names) if architecture else {}
     outputs: list[Difference] = []
     layers: dict[str, Difference] = {}
     model.eval()
@@ -226,10 +226,11 @@ def compare(model: VAE, other: VAE, *, inputs: Mapping[str, Tensor] | None = Non
     )
 
 
-def _layer_pairs(architecture: Architecture) -> dict[str, str]:
+def _layer_pairs(architecture: Architecture, named: Mapping[str, str]) -> dict[str, str]:
     """Return their module -> our module for every module that has weights of its own in both."""
     pairs = {}
-    for theirs, ours in architecture.names.items():
+    for name, ours in architecture.names.items():
+        theirs = named.get(name, name)
         if theirs.endswith(".weight") and ours.endswith(".weight"):
             pairs[theirs.removesuffix(".weight")] = ours.removesuffix(".weight")
     return pairs

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnivae.component import from_config
+from omnivae.component import from_config, suggestion
 from omnivae.files import write_atomic
 from omnivae.hub.coverage import Coverage, coverage, percent
 from omnivae.hub.layouts import Architecture, Layout, NotThisLayout
@@ -33,9 +33,10 @@ def recognise(
         The architecture: our configuration of it, the map of names, what was assumed.
 
     Raises:
-        ValueError: for weights of no known layout; names the nearest one and what differs.
+        ValueError: for weights of no known layout (names the nearest one and what differs), and for settings that the layout
+            does not have or that the weights contradict.
     """
-    stated = checkpoint.hyper_parameters | dict(settings or {})
+    stated = _Noted(checkpoint.hyper_parameters | dict(settings or {}))
     names = list(checkpoint.tensors)
     candidates = (
         [_layout(layout)]
@@ -54,10 +55,47 @@ def recognise(
         except NotThisLayout as error:
             reasons.append(f"{known.name}: {error}")
             continue
+        _check_settings(settings or {}, found, stated.asked)
         outside = {n: "beside the autoencoder" for n in names if not n.startswith(prefix)}
         unused = {prefix + n: why for n, why in found.unused.items()} | outside
         return _replaced(found, prefix=prefix, unused=unused, stated=frozenset(stated))
     raise ValueError(_unknown(checkpoint, candidates, reasons))
+
+
+class _Noted(dict[str, Any]):
+    """What is stated, and which of it a layout has asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a value as a dictionary does."""
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def _check_settings(settings: Mapping[str, Any], found: Architecture, asked: set[str]) -> None:
+    """Refuse settings that would change nothing."""
+    for name, value in settings.items():
+        if name in asked:
+            continue
+        if name not in found.arguments:
+            known = sorted(asked)
+            raise ValueError(
+                f"got the setting {name}={value!r}{suggestion(name, known)}; {found.layout} takes {', '.join(known)}"
+            )
+        told = found.arguments[name]
+        if (list(told) if isinstance(told, tuple) else told) != (list(value) if isinstance(value, tuple) else value):
+            raise ValueError(f"got the setting {name}={value!r}, and the weights have {name}={told!r}: leave it out")
 
 
 def converted(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
@@ -75,6 +113,10 @@ def converted(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, T
     for theirs, ours in architecture.names.items():
         tensor = checkpoint.tensors[architecture.prefix + theirs]
         tensors[ours] = (tensor.float() if tensor.is_floating_point() else tensor).reshape(shapes[ours])
+    for theirs, parts in architecture.splits.items():
+        whole = checkpoint.tensors[architecture.prefix + theirs].float()
+        for ours, part in zip(parts, whole.chunk(len(parts)), strict=True):
+            tensors[ours] = part.reshape(shapes[ours])
     for ours, kind in architecture.made.items():
         tensors[ours] = torch.zeros(shapes[ours])
         if kind == "identity":
@@ -105,6 +147,13 @@ def write_key_map(architecture: Architecture, checkpoint: Checkpoint, path: Any)
         }
         for theirs, ours in architecture.names.items()
     }
+    for theirs, parts in architecture.splits.items():
+        shape = list(checkpoint.tensors[architecture.prefix + theirs].shape)
+        rows[architecture.prefix + theirs] = {
+            "names": list(parts),
+            "shape": shape,
+            "shape_here": [list(shapes[ours]) for ours in parts],
+        }
     content = {
         "layout": architecture.layout,
         "arguments": dict(architecture.arguments),
@@ -146,11 +195,16 @@ def _check(found: Architecture, inside: Mapping[str, tuple[int, ...]]) -> None:
         ours = found.names.get(theirs)
         if theirs in found.unused:
             continue
-        if ours not in shapes:
+        if theirs in found.splits:
+            parts = [shapes.get(part, ()) for part in found.splits[theirs]]
+            whole = (sum(part[0] for part in parts if part), *parts[0][1:])
+            if not _same_numbers(inside[theirs], whole):
+                problems.append(f"{theirs} has shape {list(inside[theirs])}, expected {list(whole)}")
+        elif ours not in shapes:
             problems.append(f"{theirs} has no place in it")
         elif not _same_numbers(inside[theirs], shapes[ours]):
             problems.append(f"{theirs} has shape {list(inside[theirs])}, expected {list(shapes[ours])}")
-    filled = set(found.names.values()) | set(found.made)
+    filled = set(found.names.values()) | set(found.made) | {part for parts in found.splits.values() for part in parts}
     problems += [f"nothing fills {ours}" for ours in shapes if ours not in filled]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""

@@ -70,6 +70,7 @@ class Architecture:
         facts: what to print about it, in words.
         recipe: the section ``model`` of a YAML file, where a recipe of ours builds it.
         statistics: facts that go with the model (intensity contract, ...).
+        splits: their names -> ours, which are equal parts of theirs along its first axis.
         prefix: in front of their names.
         unused: their names that encoding and decoding do not need -> why.
         made: our names that the file does not have -> "identity" or "zeros", which change nothing.
@@ -84,6 +85,7 @@ class Architecture:
     facts: Mapping[str, str]
     recipe: Config | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prefix: str = ""
     unused: Mapping[str, str] = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
@@ -106,15 +108,17 @@ class Reference:
 
     Attributes:
         name: library, version and class.
-        module: holds the weights under their original names.
+        module: holds the weights.
         encode: image -> mean and log-variance (``None`` where it has none).
         decode: latent -> image.
+        names: names in the file -> names in ``module``, where it is another library's with the weights renamed.
     """
 
     name: str
     module: nn.Module
     encode: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     decode: Callable[[Tensor], Tensor]
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Layout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -87,6 +87,7 @@ class DeepCompression(Layout):
             statistics=kept,
             made={"posterior.projection.weight": "identity", "posterior.projection.bias": "zeros"},
             choices=(
+                *(_heads(arguments, other) if _hidden_heads(arguments) else ()),
                 Choice(
                     "activations of the decoder",
                     _listed(arguments["decoder_act_fns"]),
@@ -128,12 +129,6 @@ def _arguments(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
     heads = set(encoder["head_dims"]) | set(decoder["head_dims"])
     if len(heads) > 1:
         raise NotThisLayout(f"its attention has heads of different widths: {sorted(heads)}")
-    attends = "EfficientViTBlock" in encoder["types"] + decoder["types"]
-    if attends and not heads and "attention_head_dim" not in stated:
-        raise NotThisLayout(
-            "its attention has one scale, which does not show the width of its heads: state it, as in "
-            "--set '{attention_head_dim: 32}'"
-        )
     norms = decoder["norms"]
     widths = encoder["widths"]
     # The first stage may have no blocks; then the image is resampled on its way in and out.
@@ -144,7 +139,7 @@ def _arguments(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "in_channels": first[1],
         "latent_channels": need(shapes, "encoder.conv_out.weight")[0],
-        "attention_head_dim": int(stated.get("attention_head_dim", min(heads, default=32))),
+        "attention_head_dim": int(stated.get("attention_head_dim", min(heads, default=_usual_head(encoder, decoder)))),
         "encoder_block_types": encoder["types"],
         "decoder_block_types": decoder["types"],
         "encoder_block_out_channels": widths,
@@ -163,6 +158,12 @@ def _arguments(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
         "decoder_in_shortcut": bool(stated.get("decoder_in_shortcut", True)),
         "decoder_conv_act_fn": str(stated.get("decoder_conv_act_fn", "relu")),
     }
+
+
+def _usual_head(*halves: Mapping[str, list[Any]]) -> int:
+    """Return the published width of heads, or the largest power of two below it that divides every width that attends."""
+    attending = [w for half in halves for w, t in zip(half["widths"], half["types"], strict=True) if t != "ResBlock"]
+    return next(head for head in (32, 16, 8, 4, 2, 1) if all(width % head == 0 for width in attending))
 
 
 def _stages(shapes: Shapes, where: str) -> dict[str, list[Any]]:
@@ -250,6 +251,19 @@ def _config(a: Mapping[str, Any], pixels: list[float]) -> Config:
         "prior": None,
         "value_range": pixels,
     }
+
+
+def _hidden_heads(a: Mapping[str, Any]) -> bool:
+    """Whether there is attention, and of one scale only, whose weights do not show how wide its heads are."""
+    scales = [*a["encoder_qkv_multiscales"], *a["decoder_qkv_multiscales"]]
+    return "EfficientViTBlock" in [*a["encoder_block_types"], *a["decoder_block_types"]] and not any(scales)
+
+
+def _heads(a: Mapping[str, Any], other: Callable[..., tuple[Alternative, ...]]) -> tuple[Choice]:
+    head = a["attention_head_dim"]
+    fewer = other(f"{head // 2}", attention_head_dim=head // 2) if head > 1 else ()
+    why = "32 as in all published files, or as stated: attention_head_dim"
+    return (Choice("width of the heads of attention", str(head), why, fewer, argument="attention_head_dim"),)
 
 
 def _each(value: Any, stages: int) -> list[str]:
