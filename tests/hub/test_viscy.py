@@ -8,7 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from omnivae import BetaVae25D
+from omnivae import BetaVae25D, BetaVaeMonai
+from omnivae.hub import load_checkpoint
 from omnivae.jobs.checkpoint import examine_checkpoint
 from omnivae.recipes.beta_vae_25d import VaeEncoder
 
@@ -43,7 +44,7 @@ def test_the_proof_is_by_the_released_class(tmp_path, monkeypatch, wrong):
 
     model = BetaVae25D("test_convnext", 1, 4, 4, 8, (32, 64), decoder_stages=3)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    settings = {"backbone": "test_convnext", "input_spatial_size": [32, 64]}
+    settings = {"backbone": "test_convnext", "input_spatial_size": [32, 64], "match_input": True}
     found = examine_checkpoint(tmp_path / "weights.pt", settings=settings, trials=False)
     assert found.proof is not None, found.unproven
     assert found.proof.reference.startswith("viscy")
@@ -60,3 +61,42 @@ def test_without_viscy_the_reader_is_told_what_to_install(tmp_path, monkeypatch)
     assert found.proof is None
     assert found.unproven.endswith("pip install viscy")
     assert found.sound
+
+
+@pytest.mark.parametrize("make", ["stacks", "monai"])
+def test_match_input_is_a_setting(tmp_path, make):
+    """Document 1's half-sized reconstructions: as VisCy's unless the user asks for the input's size."""
+    if make == "stacks":
+        model = BetaVae25D(
+            "resnet18", 1, 4, 4, 8, (64, 64), stem_kernel_size=(4, 4, 4), stem_stride=(4, 4, 4), decoder_stages=3
+        )
+        settings, whole, half = {}, (4, 64, 64), (4, 32, 32)
+    else:
+        model = BetaVaeMonai(2, (1, 10, 10), 1, 4, (4, 8), (2, 2))
+        settings, whole, half = {"in_shape": [1, 10, 10]}, (10, 10), (12, 12)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    x = torch.rand(1, 1, *whole)
+    with torch.no_grad():
+        same = load_checkpoint(tmp_path / "weights.pt", settings=settings)(x).recon_x
+        mended = load_checkpoint(tmp_path / "weights.pt", settings=settings | {"match_input": True})(x).recon_x
+        mode = "trilinear" if len(whole) == 3 else "bilinear"
+        resampled = nn.functional.interpolate(same, size=whole, mode=mode, align_corners=False)
+    assert same.shape[2:] == half
+    assert mended.shape == x.shape
+    assert torch.equal(mended, resampled)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"match_inputs": True}, "did you mean 'match_input'"),
+        ({"latent_dim": 16}, "the weights have latent_dim=8: leave it out"),
+    ],
+)
+def test_settings_without_effect_are_refused(tmp_path, setting, message):
+    torch.save(
+        BetaVae25D("test_convnext", 1, 4, 4, 8, (32, 32), decoder_stages=3).state_dict(), tmp_path / "weights.pt"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / "weights.pt", settings={"backbone": "test_convnext"} | setting)
+    assert load_checkpoint(tmp_path / "weights.pt", settings={"backbone": "test_convnext", "latent_dim": 8}).latent_dim

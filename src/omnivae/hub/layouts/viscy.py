@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -102,7 +102,9 @@ class ViscyBetaVae25D(Layout):
             else None,
         }
         names = {name: name for name in shapes}
-        config: Config = {"component": "BetaVae25D", **arguments, "compatible": True}
+        # Ours, not VisCy's: what the decoder returns is resampled to the size of the input.
+        ours = {"compatible": True} | ({"match_input": True} if stated.get("match_input", False) else {})
+        config: Config = {"component": "BetaVae25D", **arguments, **ours}
         most = least + stride[0] - 1
         return Architecture(
             layout=self.name,
@@ -163,7 +165,9 @@ class ViscyBetaVae25D(Layout):
             found = module.encoder(x)
             return found.mean, found.log_covariance
 
-        return Reference(f"{_package_of(build)} BetaVae25D", module, encode, module.decoder)
+        a = architecture.arguments
+        decode = _matched(module.decoder, architecture, (a["in_stack_depth"], *a["input_spatial_size"]))
+        return Reference(f"{_package_of(build)} BetaVae25D", module, encode, decode)
 
 
 class MonaiVarAutoEncoder(Layout):
@@ -183,7 +187,8 @@ class MonaiVarAutoEncoder(Layout):
         inside = {name.removeprefix("model."): shape for name, shape in shapes.items()}
         arguments = self._arguments(inside, stated)
         names = {name: f"model.{name.removeprefix('model.')}" for name in shapes}
-        config: Config = {"component": "BetaVaeMonai", **arguments}
+        ours = {"match_input": True} if stated.get("match_input", False) else {}
+        config: Config = {"component": "BetaVaeMonai", **arguments, **ours}
         flipped = not arguments["use_sigmoid"]
         words = ("sigmoid", "none") if arguments["use_sigmoid"] else ("none", "sigmoid")
         latent, size = arguments["latent_size"], arguments["in_shape"][1:]
@@ -192,7 +197,7 @@ class MonaiVarAutoEncoder(Layout):
             arguments=arguments,
             config=config,
             names=names,
-            recipe={"recipe": "beta_vae_monai", **arguments},
+            recipe={"recipe": "beta_vae_monai", **arguments, **ours},
             facts={
                 "axes": f"{arguments['spatial_dims']}-D, {arguments['in_shape'][0]} channel(s) of {_times(size)}",
                 "widths": ", ".join(map(str, arguments["channels"])),
@@ -266,7 +271,9 @@ class MonaiVarAutoEncoder(Layout):
             f"monai {monai.__version__} VarAutoEncoder",
             nn.ModuleDict({"model": module}) if named else module,
             module.encode_forward,
-            lambda z: module.decode_forward(z, arguments["use_sigmoid"]),
+            _matched(
+                lambda z: module.decode_forward(z, arguments["use_sigmoid"]), architecture, arguments["in_shape"][1:]
+            ),
         )
 
 
@@ -300,6 +307,16 @@ def _backbone(shapes: Shapes, stated: Mapping[str, Any]) -> tuple[str, int, int,
     if name is None:
         raise NotThisLayout(f"its backbone is a {words}: state timm's name of it, as in --set '{{backbone: ...}}'")
     return str(name), first, final, reduction
+
+
+def _matched(
+    decode: Callable[[Tensor], Tensor], architecture: Architecture, size: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """Return an original's decoder, followed by the resampling that ``match_input`` puts behind ours."""
+    if not architecture.config.get("match_input", False):
+        return decode
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    return lambda z: nn.functional.interpolate(decode(z), size=tuple(size), mode=mode, align_corners=False)
 
 
 def _original_class() -> Any:
