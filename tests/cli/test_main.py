@@ -136,3 +136,16 @@ def test_a_process_that_is_interrupted_stops_cleanly_and_continues(training, tmp
     assert program.main([*arguments, "--training.max_steps", str(done + 2)]) == 0
     steps = [int(line.split(",")[0]) for line in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert sorted(set(steps)) == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize("given", [["--memory", "1GB"], ["--memory=1GB"]])
+def test_a_budget_of_memory_is_not_exceeded_for_speed(omnivae, monkeypatch, given):
+    from omnivae.training import device
+
+    asked = []
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: asked.append(True))
+    shape = ["plan", "autoencoder", "--input", "1x28x28", "--measure", "false"]
+    omnivae(*shape)
+    assert asked == [True]
+    omnivae(*shape, *given)
+    assert asked == [True]

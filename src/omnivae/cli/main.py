@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    set_up_process()
+    set_up_process(saves_memory=any(argument.partition("=")[0] == "--memory" for argument in arguments))
     try:
         return int(getattr(importlib.import_module(COMMANDS[command][0]), command.replace("-", "_"))(arguments) or 0)
     except KeyboardInterrupt:
@@ -102,12 +102,17 @@ def usage() -> str:
     )
 
 
-def set_up_process() -> None:
-    """Prepare a process that belongs to a command: memory, and what is logged."""
+def set_up_process(*, saves_memory: bool = False) -> None:
+    """Prepare a process that belongs to a command: memory, and what is logged.
+
+    Args:
+        saves_memory: the user has named a budget, which memory that is kept for speed would exceed by a third.
+    """
     # Settings of the whole process: right for a program, wrong for a library that is a guest in somebody's process.
     from omnivae.training.device import keep_freed_memory
 
-    keep_freed_memory()
+    if not saves_memory:
+        keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Of several processes the first one speaks.
     logging.getLogger("omnivae").setLevel(logging.ERROR if os.environ.get("RANK", "0") != "0" else logging.INFO)
