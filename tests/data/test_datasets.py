@@ -34,6 +34,17 @@ def test_configured_value_range_wins():
     assert (x.min(), x.max()) == (-1, 1)
 
 
+@pytest.mark.parametrize("config", [DataConfig("digits"), DataConfig("mr_phantoms", volume={"patch_size": 16})])
+def test_another_range_is_what_loading_with_it_gives(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNIVAE_CACHE", str(tmp_path))
+    if config.path == "mr_phantoms":
+        monkeypatch.setattr("omnivae.data.volumes.dataset_phantoms.COUNTS", {"mr_phantoms": 3})
+    splits, expected = load_data(config).in_range((0.0, 1.0)), load_data(config, value_range=(0.0, 1.0))
+    assert (splits.value_range, splits.intensity) == (expected.value_range, expected.intensity)
+    for split in ("train", "val", "test"):
+        assert torch.equal(getattr(splits, split)[1]["x"], getattr(expected, split)[1]["x"])
+
+
 def test_photo_crops_depend_on_seed_epoch_and_index_only():
     a, b = (load_data(DataConfig("photos", image_size=32)).train for _ in range(2))
     assert len(a) == 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -50,6 +50,10 @@ class Transform:
     flip: bool = False
     random_crop: bool = False
     reading: ReadOptions = field(default_factory=ReadOptions)
+
+    def in_range(self, value_range: tuple[float, float]) -> Transform:
+        """Return the same with other values for black and white."""
+        return replace(self, value_range=value_range)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that happens between file and tensor, ready for JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections import Counter
@@ -82,6 +83,26 @@ class DataSplits:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     condition: Condition | None = None
     intensity: dict[str, Any] | None = None
+
+    def in_range(self, value_range: tuple[float, float]) -> DataSplits:
+        """Return the same data with another range of values; nothing is read again.
+
+        Args:
+            value_range: what black and white become.
+
+        Raises:
+            ValueError: for no range.
+        """
+        value_range = check_value_range(value_range)
+
+        def changed(dataset: ImageDataset) -> ImageDataset:
+            other = copy.copy(dataset)
+            other.transform = dataset.transform.in_range(value_range)
+            return other
+
+        intensity = None if self.intensity is None else {**self.intensity, "range": list(value_range)}
+        parts = {split: changed(getattr(self, split)) for split in SPLITS}
+        return replace(self, **parts, value_range=value_range, intensity=intensity)  # type: ignore[arg-type]
 
     @property
     def alpha(self) -> bool:

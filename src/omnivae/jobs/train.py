@@ -147,8 +147,8 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = build_model(config.model, config.data, splits)
-    if tuple(model.value_range) != tuple(splits.value_range):
-        splits = load_data(config.data, value_range=model.value_range, seed=config.training.seed, condition=known)
+    if tuple(model.value_range) != tuple(splits.value_range) and config.data.value_range is None:
+        splits = splits.in_range(model.value_range)
     size = world().size
     if config.training.batch_size < 2 * size and any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
@@ -176,6 +176,9 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
     }
     if splits.intensity is not None:
         model.statistics["intensity"] = splits.intensity
+    else:
+        # What a recipe says of the values its weights were published for is not true of these: video has no Hounsfield units.
+        model.statistics.pop("intensity", None)
     if config.training.corrupt != "none":
         corruption = Corruption(config.training.corrupt, config.training.corrupt_strength)
         model.statistics["corruption"] = corruption.to_dict()

@@ -43,6 +43,10 @@ class VolumeTransform:
     most_voxels: int | None = None
     binarize: str = "none"
 
+    def in_range(self, value_range: tuple[float, float]) -> VolumeTransform:
+        """Return the same with other values for the ends of the intensity range."""
+        return replace(self, intensity=replace(self.intensity, range=value_range))
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything that happens between file and tensor to what is evaluated, ready for JSON."""
         shape = list(self.shape) if any(self.shape[1:]) else [self.shape[0], None, None, None]
