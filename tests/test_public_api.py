@@ -223,14 +223,14 @@ OPTIONS = {
     "inspect-checkpoint": "config-out depth download entry into json key-map layout output partial set trials url",
     "doctor": "json look",
     "encode": """
-        batch_size data.channels data.image_size data.limit data.on_error data.path data.split dtype num_workers output
-        precision shard_mib
+        batch_size data.channels data.image_size data.limit data.on_error data.path data.split dtype memory mode num_workers
+        on_gaps output percentiles precision series shard_mib time unit window
     """,
     "prior": f"""
         data.path output prior.depth prior.dropout prior.num_heads prior.width
         {" ".join(option for option in TRAIN if option.startswith("training."))}
     """,
-    "decode": "batch_size keys model output precision sample seed",
+    "decode": "batch_size format keys memory mode model output precision sample seed",
     "calibrate": """
         batch_size data.image_size data.limit data.on_error data.path data.split num_workers precision store
     """,
@@ -271,7 +271,7 @@ POSITIONALS = {
     "inspect": "path",
     "inspect-checkpoint": "file",
     "doctor": "run",
-    "encode": "model",
+    "encode": "model files",
     "prior": "model",
     "decode": "latents",
     "calibrate": "model",

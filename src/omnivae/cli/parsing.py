@@ -51,6 +51,40 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> jsonargpa
         raise ValueError(explain(str(error), option_names(parser))) from error
 
 
+def positionals_first(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Return arguments with what belongs to no option in front.
+
+    A positional that may be empty is taken for empty by argparse where the first option comes before its values.
+
+    Args:
+        parser: the parser.
+        argv: the arguments.
+
+    Example:
+        >>> parser = make_parser("x", "y", "z")
+        >>> _ = parser.add_argument("a"), parser.add_argument("b", nargs="*"), parser.add_argument("--window", nargs=2)
+        >>> positionals_first(parser, ["1", "--window", "-5", "5", "2", "3"])
+        ['1', '2', '3', '--window', '-5', '5']
+    """
+    first, rest, left = [], [], [str(argument) for argument in argv]
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("-") or argument == "-":
+            first.append(argument)
+            continue
+        rest.append(argument)
+        action = parser._option_string_actions.get(argument)
+        if action is None:  # also --option=value
+            continue
+        if action.nargs in ("+", "*", "?"):
+            while left and not left[0].startswith("-"):
+                rest.append(left.pop(0))
+        else:
+            count = 1 if action.nargs is None else int(action.nargs)
+            rest, left = rest + left[:count], left[count:]
+    return first + rest
+
+
 def option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
     """Return every option of a parser, without its dashes, sorted."""
     names = {o.removeprefix("--") for action in parser._actions for o in action.option_strings if o.startswith("--")}

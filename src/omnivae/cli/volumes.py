@@ -24,13 +24,53 @@ def add_volume_options(parser: jsonargparse.ArgumentParser) -> None:
     Args:
         parser: of the command.
     """
+    add_format(parser, dicom=True)
+    add_reading(parser)
+    parser.add_argument(
+        "--keep_identifiers",
+        action="store_true",
+        help="of volumes, with --format dicom: keep patient, study and frame of reference",
+    )
+    add_tiles(parser, "encode and decode")
+    add_contract(parser)
+    parser.add_argument(
+        "--labels", type=str | None, default=None, help="of one volume: its label map, for errors in each structure"
+    )
+    parser.add_argument(
+        "--report", type=str | None, default=None, help="of volumes: file for a page of pictures and errors"
+    )
+    parser.add_argument(
+        "--measure",
+        type=bool,
+        default=True,
+        help="of volumes: whether errors are measured (PSNR, SSIM, MAE in HU windows)",
+    )
+
+
+def add_format(parser: jsonargparse.ArgumentParser, *, dicom: bool) -> None:
+    """Add the option for the format of results.
+
+    Args:
+        parser: of the command.
+        dicom: whether the command can write DICOM.
+    """
     parser.add_argument(
         "--format",
         type=Literal["auto", "nifti", "dicom", "ome-zarr"],
         default="auto",
-        help="of reconstructed volumes; auto: NIfTI of patients, OME-Zarr of microscopy; dicom: a new, derived series without what "
-        "tells of the patient",
+        help="of resulting volumes; auto: NIfTI of patients, OME-Zarr of microscopy; dicom: "
+        + (
+            "a new, derived series without what tells of the patient" if dicom else "refused, its headers are not there"
+        ),
     )
+
+
+def add_reading(parser: jsonargparse.ArgumentParser) -> None:
+    """Add the options for reading volumes.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument(
         "--series", type=str | None, default=None, help="of volumes: number of one DICOM series, see inspect"
     )
@@ -49,15 +89,27 @@ def add_volume_options(parser: jsonargparse.ArgumentParser) -> None:
         default="error",
         help="of volumes: refuse a DICOM series with missing slices, or interpolate them",
     )
+
+
+def add_tiles(parser: jsonargparse.ArgumentParser, what: str) -> None:
+    """Add the options for volumes larger than memory.
+
+    Args:
+        parser: of the command.
+        what: it does, tile by tile.
+    """
     parser.add_argument(
-        "--keep_identifiers",
-        action="store_true",
-        help="of volumes, with --format dicom: keep patient, study and frame of reference",
-    )
-    parser.add_argument(
-        "--memory", type=str | None, default=None, help="of volumes: budget such as 4GB; encode and decode tile by tile"
+        "--memory", type=str | None, default=None, help=f"of volumes: budget such as 4GB; {what} tile by tile"
     )
     parser.add_argument("--mode", type=Literal["exact", "blended"], default="exact", help="of the tiles, with --memory")
+
+
+def add_contract(parser: jsonargparse.ArgumentParser) -> None:
+    """Add the options for models that do not say which intensities they take.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument(
         "--window",
         type=float,
@@ -71,18 +123,6 @@ def add_volume_options(parser: jsonargparse.ArgumentParser) -> None:
         nargs=2,
         default=None,
         help="of volumes, instead of --window for values without a unit",
-    )
-    parser.add_argument(
-        "--labels", type=str | None, default=None, help="of one volume: its label map, for errors in each structure"
-    )
-    parser.add_argument(
-        "--report", type=str | None, default=None, help="of volumes: file for a page of pictures and errors"
-    )
-    parser.add_argument(
-        "--measure",
-        type=bool,
-        default=True,
-        help="of volumes: whether errors are measured (PSNR, SSIM, MAE in HU windows)",
     )
 
 
@@ -117,7 +157,7 @@ def run_on_volumes(given: jsonargparse.Namespace, loaded: VAE) -> int:
         keep_identifiers=given.keep_identifiers,
         memory=given.memory,
         mode=given.mode,
-        intensity=_intensity(given),
+        intensity=intensity_of(given),
         labels=given.labels,
         report=given.report,
         measure=given.measure,
@@ -145,8 +185,15 @@ def run_on_volumes(given: jsonargparse.Namespace, loaded: VAE) -> int:
     return 0
 
 
-def _intensity(given: jsonargparse.Namespace) -> dict[str, object] | None:
-    """Return the contract that the options state."""
+def intensity_of(given: jsonargparse.Namespace) -> dict[str, object] | None:
+    """Return the contract that the options state.
+
+    Args:
+        given: the options.
+
+    Raises:
+        ValueError: for a window and percentiles.
+    """
     if given.window is not None and given.percentiles is not None:
         raise ValueError("got --window and --percentiles; give one of them")
     if given.window is not None:
@@ -157,12 +204,13 @@ def _intensity(given: jsonargparse.Namespace) -> dict[str, object] | None:
     return None
 
 
-def refuse_volumes(given: jsonargparse.Namespace, parser: jsonargparse.ArgumentParser) -> None:
-    """Refuse volumes, and options of volumes, for a model of images.
+def refuse_volumes(given: jsonargparse.Namespace, parser: jsonargparse.ArgumentParser, takes: str = "images") -> None:
+    """Refuse volumes, and options of volumes, for a model of images or clips.
 
     Args:
         given: the options.
         parser: of the command.
+        takes: what the model takes.
 
     Raises:
         ValueError: for either.
@@ -171,10 +219,10 @@ def refuse_volumes(given: jsonargparse.Namespace, parser: jsonargparse.ArgumentP
 
     plain = parser.get_defaults()
     for name in _OF_VOLUMES:
-        if given[name] != plain[name]:
-            raise ValueError(f"got --{name}, which is for volumes, and the model takes images: leave it out")
+        if name in plain and given[name] != plain[name]:
+            raise ValueError(f"got --{name}, which is for volumes, and the model takes {takes}: leave it out")
     for file in map(Path, given.files):
         if file.is_file() and is_volumes(file):
             raise ValueError(
-                f"{file} is a volume and the model takes images: use a model of volumes, such as one trained with MaisiVAE"
+                f"{file} is a volume and the model takes {takes}: use a model of volumes, such as one trained with MaisiVAE"
             )

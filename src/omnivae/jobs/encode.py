@@ -21,6 +21,7 @@ from omnivae.jobs.images import Part, encode_batches, images_to_encode, plan_bat
 from omnivae.jobs.run_data import data_for, run_data
 from omnivae.jobs.store import Dtype, Entry
 from omnivae.jobs.text import is_text_model
+from omnivae.models import VAE
 from omnivae.models.storage import find_model
 from omnivae.training.device import Precision
 
@@ -40,6 +41,7 @@ def encode_images(
     dtype: Dtype = "float32",
     precision: Precision = "32",
     shard_mib: float = 64.0,
+    loaded: VAE | None = None,
     progress: bool = True,
 ) -> EncodeResult:
     """Encode images into a posterior store, or bring one up to date: new and changed images are encoded, gone ones dropped.
@@ -62,6 +64,7 @@ def encode_images(
         dtype: what means and log-variances are stored in.
         precision: of the networks; float32 by default, as latents outlive the machine that made them.
         shard_mib: size of a shard in MiB.
+        loaded: the model of that directory, where it is loaded already, in that precision.
         progress: show progress on a terminal.
 
     Returns:
@@ -79,7 +82,7 @@ def encode_images(
             f"{model} holds a model of sentences, and a posterior store is of images: encode sentences in Python with "
             "model.encode(model.to_tokens(sentences))"
         )
-    loaded = load(directory, precision)
+    loaded = load(directory, precision) if loaded is None else loaded
     check_posterior(loaded)
     config = data_for(loaded, path, run_data(directory))
     config = replace(

@@ -107,7 +107,7 @@ def _decode(
     file, contract = store.file(i), store.info["transform"]["intensity"]
     assert file is not None, "every volume of a store is described"
     codec = VolumeCodec(loaded, intensity=contract, memory=memory, mode=mode, instead=True)
-    like = volume_like(file["volume"], loaded.in_channels)
+    like = volume_like(file["volume"])
     kind = format_for(like, settings["format"])
     result: dict[str, Any] = {"output": name + ENDS[kind]}
     mean, logvar = store.posterior(i)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 
 from omnivae.data import load_data
 from omnivae.data.config import VOLUMES
+from omnivae.data.latents import PosteriorStore
 from omnivae.data.volumes.dataset_loading import find_volumes
 from omnivae.data.volumes.dataset_source import Entry, path_hash, with_channels
 from omnivae.data.volumes.listing import VolumeEntry
@@ -192,6 +194,7 @@ def describe_volume(volume: Volume, seen: Seen) -> dict[str, Any]:
     stored = volume.stored
     description = {
         "size": list(volume.size),
+        "num_channels": len(volume.array),
         "channels": list(volume.channels),
         "affine": volume.affine.tolist(),
         "space": volume.space,
@@ -208,16 +211,15 @@ def describe_volume(volume: Volume, seen: Seen) -> dict[str, Any]:
     return json.loads(json.dumps(description))
 
 
-def volume_like(description: Mapping[str, Any], num_channels: int) -> Volume:
+def volume_like(description: Mapping[str, Any]) -> Volume:
     """Return the geometry, type and origin that :func:`describe_volume` described, without values.
 
     Args:
         description: of a volume.
-        num_channels: that it has.
     """
     stored = description["stored"]
     volume = Volume(
-        np.broadcast_to(np.zeros((), description["dtype"]), (num_channels, *description["size"])),
+        np.broadcast_to(np.zeros((), description["dtype"]), (description["num_channels"], *description["size"])),
         np.array(description["affine"]),
         unit=description["unit"],
         space=description["space"],
@@ -227,6 +229,28 @@ def volume_like(description: Mapping[str, Any], num_channels: int) -> Volume:
         origin=description["origin"],
     )
     return geometry_of(volume)
+
+
+def said_of_clipping(path: Path) -> str | None:
+    """Return a sentence about voxels outside of the model's window, or None where there are none.
+
+    Args:
+        path: of a store of volumes.
+    """
+    store = PosteriorStore(path)
+    shares = {}
+    for i, key in enumerate(store.keys):
+        volume = (store.file(i) or {})["volume"]
+        outside = sum(volume["outside"])
+        if outside:
+            shares[key] = outside / (math.prod(volume["size"]) * volume["num_channels"])
+    if not shares:
+        return None
+    key = max(shares, key=shares.__getitem__)
+    return (
+        f"{len(shares)} of {len(store)} volumes have values outside of the model's window, which were clipped: at most "
+        f"{shares[key]:.2%} of the voxels ({key})"
+    )
 
 
 def bare_name_of(key: str) -> str:
