@@ -100,3 +100,22 @@ def test_originals_are_not_overwritten(tmp_path):
 def test_what_cannot_be_written_is_refused(tmp_path, name, frames, message):
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, frames)
+
+
+def test_under_a_memory_budget_the_video_is_the_same(tmp_path, capsys):
+    torch.manual_seed(0)
+    small = omnivae.VideoVAE(1, 2, base_channels=4, num_res_blocks=1, num_groups=2, use_maisi=True).eval()
+    small.save_pretrained(tmp_path / "model")
+    write_video(tmp_path / "a.mkv", clip(6, 40, 48), rate=10)
+    command = ["reconstruct", str(tmp_path / "model"), str(tmp_path / "a.mkv"), "--precision", "32", "-o"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert main([*command, str(tmp_path / "tiled"), "--memory", "1 MB"]) == 0
+    whole, tiled = (
+        read_frames(read_video_header(tmp_path / name / "a.mkv"), range(6)).astype(int) for name in ("whole", "tiled")
+    )
+    assert whole.std() > 1
+    assert np.abs(whole - tiled).max() <= 1  # one grey level, where rounding falls to the other side
+    assert main([*command, str(tmp_path / "none"), "--memory", "9 kB"]) == 2
+    assert "memory" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none"), "--format", "nifti"]) == 2
+    assert "--format" in capsys.readouterr().err

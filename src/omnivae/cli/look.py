@@ -81,10 +81,15 @@ def reconstruct(argv: Sequence[str]) -> int:
     if volumes:
         return run_on_volumes(given, loaded)
     if loaded.dim == 3:
-        refuse_volumes(given, reconstruct_parser())
+        # Tiles are for clips, too.
+        without = jsonargparse.Namespace(**{**vars(given), "memory": None, "mode": "exact"})
+        refuse_volumes(without, reconstruct_parser())
         if given.cond is not None or given.to is not None:
             raise ValueError("--cond and --to are for images; leave them out for videos")
-        for path in reconstruct_videos(loaded, given.files, given.output, on_error=given.on_error):
+        written = reconstruct_videos(
+            loaded, given.files, given.output, on_error=given.on_error, memory=given.memory, mode=given.mode
+        )
+        for path in written:
             print(path)
         return 0
     refuse_volumes(given, reconstruct_parser())

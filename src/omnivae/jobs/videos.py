@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from omnivae.data.video_writing import write_video
 from omnivae.files import write_atomic
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.progress import progress_bar
-from omnivae.models import VAE
+from omnivae.models import VAE, Tiled
 from omnivae.training.device import Precision
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,14 @@ def reconstruct_videos(
     *,
     on_error: OnError = "stop",
     precision: Precision = "auto",
+    memory: str | int | None = None,
+    mode: Literal["exact", "blended"] = "exact",
     progress: bool = True,
 ) -> list[Path]:
     """Encode and decode video files; results keep name, number of frames, size and rate.
 
-    Beside each result lies ``NAME.png``: frames from first to last of the original, the reconstruction and their difference.
+    Beside each result lies ``NAME.png``: frames from first to last of the original, the reconstruction and their difference, with
+    the PSNR of each.
     A model of grey frames gives grey videos. A file has 8 bits a sample.
 
     Args:
@@ -55,6 +58,9 @@ def reconstruct_videos(
         output: directory to write to.
         on_error: "stop" at a file that cannot be read, or "skip" it with a warning.
         precision: of the networks.
+        memory: budget of :class:`omnivae.Tiled` for encoding and decoding, such as "4GB", beside the clip itself; ``None`` computes
+            without tiles.
+        mode: of the tiles: "exact", or "blended".
         progress: show progress on a terminal.
 
     Returns:
@@ -64,7 +70,8 @@ def reconstruct_videos(
         FileNotFoundError: when there is no such file.
         ValueError: for files that are not usable, or a result that would overwrite an original or another result.
     """
-    from omnivae.report.figures import comparison_grid, to_png
+    from omnivae.report.clips import clip_grid
+    from omnivae.report.figures import to_png
 
     found = [(path, name) for file in map(Path, files) for path, name in _list(file)]
     missing = [file for file in map(Path, files) if not file.exists()]
@@ -75,6 +82,7 @@ def reconstruct_videos(
         raise ValueError("a reconstruction would overwrite an original or another one; give --output another directory")
     loaded = model if isinstance(model, VAE) else load(model, precision)
     device = next(loaded.parameters()).device
+    codec = loaded if memory is None else Tiled(loaded.eval(), memory=memory, mode=mode)
     low, high = loaded.value_range
     written: list[Path] = []
     with progress_bar("reconstructing", len(found), progress and len(found) > 1) as advance:
@@ -88,11 +96,13 @@ def reconstruct_videos(
                 log.warning("left out: %s", error)
                 continue
             x = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float().div(255).mul(high - low).add(low).to(device)
-            decoded = loaded.decode(loaded.encode(x)).float().clamp(low, high).cpu()
+            decoded = codec.decode(codec.encode(x)).float().clamp(low, high).cpu()
+            if isinstance(codec, Tiled) and codec.seams is not None:
+                log.warning("%s: %s", path, codec.seams)
             pixels = decoded[0].permute(1, 2, 3, 0).sub(low).div(high - low).mul(255).round().to(torch.uint8)
             write_video(target, pixels.numpy(), rate=rate)
-            strip = comparison_grid(x.cpu(), decoded, (low, high), min_tile=480, max_tile=1280)
-            write_atomic(target.with_name(f"{target.name}.png"), to_png(strip))
+            picture = clip_grid(x.cpu(), decoded, (low, high))
+            write_atomic(target.with_name(f"{target.name}.png"), to_png(picture))
             written.append(target)
             advance(1)
     return written

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omnivae.metrics import METRICS, Evaluation, evaluate, psnr
 from omnivae.report import figures, page, plots
+from omnivae.report.clips import clip_grid, clip_rows, middle_frame
 from omnivae.report.collect import Chosen, Encoded, batch_size_for, choose, encode_all, same_size, stack
 from omnivae.report.colours import colour_names
 from omnivae.report.factors import factor_maps, labels_of
@@ -42,7 +43,7 @@ MAX_TRAVERSALS = 10
 QUICK_IMAGES = 200
 #: Volumes side by side, three planes each.
 MOST_VOLUMES = 3
-SAMPLE_COLUMNS = 8
+SAMPLE_COLUMNS, SAMPLE_CLIPS = 8, 4
 TSNE_AT_LEAST = 100
 INTERPOLATIONS = 4
 Section = tuple[str, str]
@@ -157,6 +158,7 @@ def _summary(
     shape = tuple(shown[0]["x"].shape)
     ratio = math.prod(shape) / math.prod(encoded.latent_shape)
     low, high = model.value_range
+    clips = len(shape) == 4 and is_clips(model) and hasattr(model, "stacking")
     headline = [
         (f"{result.mean:.4g}".replace("-", "−"), result.unit, name.upper())
         for name, result in evaluation.metrics.items()
@@ -175,13 +177,12 @@ def _summary(
         *((part.capitalize(), type(module).__name__) for part, module in kinds.items() if module is not None),
         ("Parameters", f"{_parameters(model):,}"),
         (
-            "Image",
-            f"{_times(shape[1:])} {'pixels' if len(shape) == 3 else 'voxels'}, {shape[0]} channel{'s' * (shape[0] > 1)}, "
-            f"values in [{low:g}, {high:g}]",
+            "Clip" if clips else "Image",
+            f"{_extent(shape, clips)}, {shape[0]} channel{'s' * (shape[0] > 1)}, values in [{low:g}, {high:g}]",
         ),
         ("Latent", _latent_text(encoded.latent_shape)),
         ("Compression", f"{ratio:.3g} image values for each latent value"),
-        ("Data", f"{dataset_name}, {size:,} {'images' if len(shape) == 3 else 'volumes or parts of them'}"),
+        ("Data", f"{dataset_name}, {size:,} {_kind(shape, clips)}"),
     ]
     return page.section("Summary", "", page.tiles(headline), page.facts(rows))
 
@@ -190,23 +191,30 @@ def _reconstructions(model: Any, shown: list[Mapping[str, Any]], device: torch.d
     x = _batch(shown, device)
     decoded = reconstruct(model, x, stack(shown, "cond", device)).clamp(*model.value_range)
     values = psnr(decoded, x, data_range=model.value_range[1] - model.value_range[0]).tolist()
-    flat_x, flat_decoded = (flat(model, v, stack(shown, "spacing_mm", device)) for v in (x, decoded))
-    grid = figures.comparison_grid(
-        flat_x,
-        flat_decoded,
-        model.value_range,
-        labels=[f"{v:.1f} dB" for v in values],
-        max_tile=figures.MAX_TILE if x.ndim == 4 else 2 * figures.MAX_TILE,
-        alpha=has_alpha(model),
-    )
-    note = (
-        "Each image, the decoded mean of its posterior, and their absolute difference averaged over channels, on one "
-        "scale for all; below, the PSNR of each."
-    )
-    if x.ndim == 5:
-        note += (
-            " Of a clip, frames from first to last." if is_clips(model) else " Of a volume, the three middle planes."
+    clips = x.ndim == 5 and is_clips(model)
+    if clips:
+        grid = clip_grid(x, decoded, model.value_range, alpha=has_alpha(model))
+        note = (
+            "Frames of each clip from first to last, of the decoded mean of its posterior, and their absolute difference averaged "
+            f"over channels, on one scale for each clip; below, the PSNR of each frame. Of whole clips: "
+            f"{', '.join(f'{v:.1f}' for v in values)} dB."
         )
+    else:
+        flat_x, flat_decoded = (flat(model, v, stack(shown, "spacing_mm", device)) for v in (x, decoded))
+        grid = figures.comparison_grid(
+            flat_x,
+            flat_decoded,
+            model.value_range,
+            labels=[f"{v:.1f} dB" for v in values],
+            max_tile=figures.MAX_TILE if x.ndim == 4 else 2 * figures.MAX_TILE,
+            alpha=has_alpha(model),
+        )
+        note = (
+            "Each image, the decoded mean of its posterior, and their absolute difference averaged over channels, on one "
+            "scale for all; below, the PSNR of each."
+        )
+        if x.ndim == 5:
+            note += " Of a volume, the three middle planes."
     alt = f"{len(shown)} original images above their reconstructions and the maps of their errors"
     pictures = [page.picture(figures.to_png(grid), alt)]
     names = colour_names(x.shape[1], alpha=has_alpha(model))
@@ -226,7 +234,8 @@ def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, s
             "Samples", "This model has no prior, because its posterior has no density: nothing to draw from."
         )
     size = tuple(shown[0]["x"].shape[1:])
-    count = SAMPLE_COLUMNS * (4 if math.prod(size) <= 128**2 else 2)
+    clips = len(size) == 4 and is_clips(model)
+    count = SAMPLE_CLIPS if clips else SAMPLE_COLUMNS * (4 if math.prod(size) <= 128**2 else 2)
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, count, batch_size_for(size)):
@@ -235,7 +244,11 @@ def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, s
         parts.append(model.sample(len(members), size=size, cond=cond, generator=generator).cpu())
     x = torch.cat(parts)
     note = "Decoded draws from the prior: what the model takes for an image when it is shown none."
-    grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS, alpha=has_alpha(model))
+    if clips:
+        names = [f"sample {i + 1}" for i in range(count)]
+        grid = clip_rows(x, model.value_range, names=names, alpha=has_alpha(model))
+    else:
+        grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS, alpha=has_alpha(model))
     return page.section("Samples", note, page.picture(figures.to_png(grid), f"{count} images sampled from the prior"))
 
 
@@ -245,6 +258,9 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
         return
     frames = torch.stack([interpolate(model, a["x"], b["x"], steps=10, cond=_conds(a, b)) for a, b in pairs])
     ends = torch.stack([torch.stack([a["x"], b["x"]]) for a, b in pairs])
+    clips = frames.ndim == 6 and is_clips(model)
+    if clips:
+        frames, ends = middle_frame(frames), middle_frame(ends)
     grid = figures.interpolation_grid(frames, model.value_range, ends=ends, max_tile=160, alpha=has_alpha(model))
     note = "Straight lines between the posterior means of two images; the number is the share of the second image."
     if in_codes(model):
@@ -254,6 +270,8 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
         )
     elif natural_mode(model) == "spherical":
         note = "Great circles between the directions of two images; the number is the share of the way."
+    if clips:
+        note += " Of each clip its middle frame."
     alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
     yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
 
@@ -271,6 +289,9 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluatio
         statistics=(encoded.centre, encoded.spread),
         cond=_cond(item),
     )
+    clips = frames.ndim == 6 and is_clips(model)
+    if clips:
+        frames = middle_frame(frames)
     known = evaluation.details.get("mig")
     labels = known and labels_of(np.array(known["mutual_information"]), np.array(known["entropy"]), known["factors"])
     grid = figures.traversal_grid(
@@ -290,7 +311,7 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluatio
         what = "One latent dimension a row"
     note = (
         f"{what}, from {span:g} standard deviations below to {span:g} above its mean over the data; all others keep "
-        "the values of one image."
+        f"the values of one {'clip, of which its middle frame is shown' if clips else 'image'}."
     )
     if encoded.kl:
         note += " Ordered by KL: the dimensions that carry most information first."
@@ -425,6 +446,16 @@ def _latent_text(shape: tuple[int, ...]) -> str:
     if len(shape) == 1:
         return f"vector of {values} values"
     return f"{shape[0]} channels of {_times(shape[1:])} positions, {values:,} values"
+
+
+def _extent(shape: Sequence[int], clips: bool) -> str:
+    if clips:
+        return f"{shape[1]} frames of {_times(shape[2:])} pixels"
+    return f"{_times(shape[1:])} {'pixels' if len(shape) == 3 else 'voxels'}"
+
+
+def _kind(shape: Sequence[int], clips: bool) -> str:
+    return "clips" if clips else "images" if len(shape) == 3 else "volumes or parts of them"
 
 
 def _times(size: Sequence[int]) -> str:

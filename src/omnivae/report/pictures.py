@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from omnivae.report.clips import clip_grid
 from omnivae.report.collect import Chosen, encode_all
 from omnivae.report.figures import MAX_TILE, comparison_grid, traversal_grid
 from omnivae.report.latent_ops import check_varies, device_of, evaluating, has_alpha, order_by_kl, reconstruct, traverse
-from omnivae.report.volume_section import flat
+from omnivae.report.volume_section import flat, is_clips
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +27,8 @@ def run_picture(
 ) -> Image:
     """Draw originals, reconstructions, error maps, and as many samples from the prior.
 
-    Of volumes, of which three at most are drawn, each picture is three planes in true proportions.
+    Of volumes, of which three at most are drawn, each picture is three planes in true proportions; of as many clips it is a
+    column for each of a few frames.
 
     Args:
         model: a VAE; used in evaluation mode and left as it was.
@@ -50,6 +52,8 @@ def run_picture(
         size = tuple(x.shape[2:])
         samples = model.sample(len(x), size=size, cond=cond, generator=generator).cpu() if draws else None
     decoded = reconstruct(model, x, cond).cpu()
+    if not planar and is_clips(model):
+        return images.fromarray(clip_grid(x.cpu(), decoded, model.value_range, samples=samples, alpha=has_alpha(model)))
     x, decoded = (flat(model, v, spacing) for v in (x.cpu(), decoded))
     grid = comparison_grid(
         x,
