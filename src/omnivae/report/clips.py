@@ -46,6 +46,7 @@ def clip_grid(
         ValueError: for unequal shapes, or no clip.
 
     Example:
+        >>> import torch
         >>> clip_grid(torch.zeros(2, 1, 9, 8, 8), torch.zeros(2, 1, 9, 8, 8)).shape[0] > 6 * MIN_FRAME
         True
     """
@@ -111,6 +112,7 @@ def middle_frame(clips: Tensor) -> Tensor:
         clips: ``[..., T, H, W]``.
 
     Example:
+        >>> import torch
         >>> middle_frame(torch.arange(5.0).reshape(1, 5, 1, 1)).item()
         2.0
     """
