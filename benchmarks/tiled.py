@@ -31,8 +31,10 @@ from omnivae.models.tiled.execute import TileProgress
 
 SETTINGS = ("whole", "exact", "exact bf16", "blended", "MONAI whole", "MONAI num_splits", "MONAI sliding window")
 PARTS = ("encode", "decode")
-#: Voxels along each axis of MONAI's window and the share that windows have in common.
-WINDOW, OVERLAP = 32, 0.25
+#: The share that MONAI's windows have in common.
+OVERLAP = 0.25
+#: Environment variables of the rows' processes: voxels along each axis of MONAI's window, and after how many to stop.
+WINDOW, STOP = "OMNIVAE_BENCHMARK_WINDOW", "OMNIVAE_BENCHMARK_STOP"
 
 
 def functions(setting: str, memory: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -53,6 +55,7 @@ def functions(setting: str, memory: str) -> tuple[Callable[[Tensor], Tensor], Ca
 
     from benchmarks.maisi import monai_twin
 
+    window = int(os.environ.get(WINDOW, "32"))
     twin: Any = monai_twin(model)
     slide: Any = sliding_window_inference
     if setting == "MONAI num_splits":
@@ -63,14 +66,51 @@ def functions(setting: str, memory: str) -> tuple[Callable[[Tensor], Tensor], Ca
         return lambda x: twin.encode(x)[0], twin.decode
 
     def encode(x: Tensor) -> Tensor:
-        roi = [min(WINDOW, n) for n in x.shape[2:]]
-        return slide(x, roi, 1, lambda part: twin.encode(part)[0], overlap=OVERLAP, mode="gaussian")
+        roi = [min(window, n) for n in x.shape[2:]]
+        return slide(x, roi, 1, _counted(lambda part: twin.encode(part)[0], x, roi), overlap=OVERLAP, mode="gaussian")
 
     def decode(z: Tensor) -> Tensor:
-        roi = [min(WINDOW // 4, n) for n in z.shape[2:]]
-        return slide(z, roi, 1, twin.decode, overlap=OVERLAP, mode="gaussian")
+        roi = [min(window // 4, n) for n in z.shape[2:]]
+        return slide(z, roi, 1, _counted(twin.decode, z, roi), overlap=OVERLAP, mode="gaussian")
 
     return encode, decode
+
+
+class _Enough(Exception):
+    """Enough windows were measured."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(f"stopped after {share:.1%} of the windows")
+        self.share = share
+
+
+def _counted(run: Callable[[Tensor], Tensor], whole: Tensor, roi: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Count windows, and stop after ``--windows`` of them: memory does not change after the first ones."""
+    from monai.data.utils import dense_patch_slices
+
+    step = [n if n == m else int(n * (1 - OVERLAP)) for n, m in zip(roi, whole.shape[2:], strict=True)]
+    total, done, stop = len(dense_patch_slices(whole.shape[2:], roi, step)), 0, int(os.environ.get(STOP, "0"))
+
+    def call(part: Tensor) -> Tensor:
+        nonlocal done
+        if total > done == stop > 0:
+            raise _Enough(done / total)
+        done += 1
+        return run(part)
+
+    return call
+
+
+def _limit_memory() -> None:
+    """Let an allocation fail that the machine has no memory for, rather than have the process killed."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + int(0.9 * free), resource.RLIM_INFINITY))
 
 
 class _Told:
@@ -93,6 +133,7 @@ class _Told:
 def measure(setting: str, size: tuple[int, ...], memory: str, folder: Path, parts: Sequence[str]) -> dict[str, Any]:
     """Run one row in this process, and leave its results in a folder."""
     torch.set_num_threads(1)
+    _limit_memory()
     encode, decode = functions(setting, memory)
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(1, 1, *size, generator=generator)
@@ -104,13 +145,24 @@ def measure(setting: str, size: tuple[int, ...], memory: str, folder: Path, part
         if name not in parts:
             continue
         begun, worked = time.perf_counter(), time.process_time()
-        result, mib = first_call(functools.partial(function, given))
-        row[f"{name} s"] = time.perf_counter() - begun
-        row[f"{name} CPU s"] = time.process_time() - worked
+        result, mib = first_call(functools.partial(_attempt, function, given))
+        share = result if isinstance(result, float) else 1.0
+        row[f"{name} s"] = (time.perf_counter() - begun) / share
+        row[f"{name} CPU s"] = (time.process_time() - worked) / share
+        row[f"{name} share"] = share
         row[f"{name} MB"] = None if mib is None else mib * 2**20 / 1e6
-        np.save(folder / f"{name}-{setting}.npy", result.numpy())
+        if isinstance(result, Tensor):
+            np.save(folder / f"{name}-{setting}.npy", result.numpy())
         del result
     return row
+
+
+def _attempt(function: Callable[[Tensor], Tensor], given: Tensor) -> Tensor | float:
+    """Return the result, or the share of it after which the measurement ended."""
+    try:
+        return function(given)
+    except _Enough as enough:
+        return enough.share
 
 
 def run(sizes: list[str], settings: list[str], memory: str, parts: Sequence[str]) -> None:
@@ -132,15 +184,21 @@ def run(sizes: list[str], settings: list[str], memory: str, parts: Sequence[str]
 def _cells(command: list[str], size: str, memory: str, part: str, folder: str) -> list[str]:
     """Measure encode or decode in a process of its own."""
     given = [*command, "--sizes", size, "--memory", memory, "--parts", part]
-    child = subprocess.run(given, capture_output=True, text=True, check=False)
+    with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        last = "killed"
+        for line in child.stderr:
+            last = line.strip() or last
+            print(f"{part}: {last}", file=sys.stderr, flush=True)
+        said = child.stdout.read()
     if child.returncode:
-        last = (child.stderr.strip().splitlines() or [f"killed by signal {-child.returncode}"])[-1]
-        return [f"failed: {last[:120]}", "", "", ""]
-    row = json.loads(child.stdout.splitlines()[-1])
-    mb = row[f"{part} MB"]
+        return [f"failed: {last[:160]}", "", "", ""]
+    row = json.loads(said.splitlines()[-1])
+    mb, scaled = row[f"{part} MB"], "~" if row[f"{part} share"] < 1 else ""
     return [
-        f"{row[f'{part} s']:.1f}",
-        f"{row[f'{part} CPU s']:.1f}",
+        f"{scaled}{row[f'{part} s']:.1f}",
+        f"{scaled}{row[f'{part} CPU s']:.1f}",
         "" if mb is None else f"{mb:.0f}",
         _difference(folder, part, row["setting"]),
     ]
@@ -161,6 +219,10 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--memory", default="200MB", help="budget of our tiles")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--window", type=int, default=32, help="voxels along each axis of MONAI's window")
+    parser.add_argument(
+        "--windows", type=int, default=0, help="stop MONAI's sliding window after so many and scale its time (~)"
+    )
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
@@ -168,6 +230,7 @@ def main() -> None:
         assert math.prod(size) > 0
         print(json.dumps(measure(options.row[0], size, options.memory, Path(options.row[1]), options.parts)))
         return
+    os.environ[STOP], os.environ[WINDOW] = str(options.windows), str(options.window)
     run(options.sizes, options.settings, options.memory, options.parts)
 
 
