@@ -2,7 +2,8 @@
 
 from omnivae.component import Component, from_config, to_config
 from omnivae.data import DataConfig, load_data, preprocess_image, save_image
-from omnivae.data.latents import LatentDataset, PosteriorStore
+from omnivae.data.latent_dataset import LatentDataset
+from omnivae.data.latents import PosteriorStore
 from omnivae.distributions import DiagonalGaussian, kl_divergence
 from omnivae.likelihoods import (
     BernoulliLikelihood,

@@ -1,4 +1,4 @@
-"""Posterior stores: latents of a data set as distributions, read at random, and data sets of fresh samples of them.
+"""Posterior stores: latents of a data set as distributions, read at random.
 
 A store is a folder: ``store.json`` says what its latents are, ``shards/*.safetensors`` hold them. The shards alone are the
 truth: each carries the names, content hashes and sizes of its entries in its header, and whatever was written last counts.
@@ -15,15 +15,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from omnivae.data.moments import ChannelMoments
-from omnivae.distributions import whiten
 
 STORE, SHARDS, SUFFIX = "store.json", "shards", ".safetensors"
 KIND, FORMAT = "omnivae posterior store", 1
@@ -199,7 +197,8 @@ class PosteriorStore(Sequence):
 
         Returns:
             ``mean`` and ``logvar`` ``[C, *S]`` float32, ``key``, ``input_size`` (before padding) and, where the images have
-            one, ``label``, and of a conditional model ``cond`` ``[E]``.
+            one, ``label``, and of a conditional model ``cond`` ``[E]``. Of volumes ``affine`` ``[4, 4]``, from indices of what the
+            model saw to the world, and ``spacing`` ``[3]``, its voxel size.
         """
         i = self.number(index)
         mean, logvar = self.posterior(i)
@@ -210,6 +209,9 @@ class PosteriorStore(Sequence):
         cond = self.cond(i)
         if cond is not None:
             item["cond"] = torch.tensor(cond)
+        affine = self.affine(i)
+        if affine is not None:
+            item |= {"affine": torch.from_numpy(affine), "spacing": self.spacing(i)}
         return item
 
     def number(self, index: int | str) -> int:
@@ -231,11 +233,17 @@ class PosteriorStore(Sequence):
             raise IndexError(f"entry {index} of {len(self)}")
         return int(index) % len(self)
 
-    def posterior(self, i: int) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance of entry number ``i``, each ``[C, *S]`` float32."""
+    def posterior(self, i: int, box: Sequence[slice] = ()) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of an entry, each ``[C, *S]`` float32.
+
+        Args:
+            i: number of the entry.
+            box: part of the spatial axes to read; all by default.
+        """
         slices = self._open(int(self._shard[i]))
         row, number = int(self._row[i]), int(self._tensor[i])
-        return slices[f"mean.{number}"][row].float(), slices[f"logvar.{number}"][row].float()
+        where = (row, slice(None), *box) if box else row
+        return slices[f"mean.{number}"][where].float(), slices[f"logvar.{number}"][where].float()
 
     def input_size(self, i: int) -> tuple[int, ...]:
         """Return the spatial size of image ``i`` before padding; decoding crops to it."""
@@ -244,6 +252,30 @@ class PosteriorStore(Sequence):
     def latent_shape(self, i: int) -> tuple[int, ...]:
         """Return the shape ``[C, *S]`` of latent ``i``."""
         return tuple(self._open(int(self._shard[i]))[f"mean.{int(self._tensor[i])}"].get_shape()[1:])
+
+    def sizes(self) -> dict[tuple[int, ...], np.ndarray]:
+        """Return the spatial sizes of all latents, and the numbers of the entries of each."""
+        if not len(self):
+            return {}
+        # The size of a latent is a function of that of its image.
+        if (self._size == self._size[0]).all():
+            return {self.latent_shape(0)[1:]: np.arange(len(self))}
+        _, firsts, which = np.unique(self._size, axis=0, return_index=True, return_inverse=True)
+        found: dict[tuple[int, ...], list[int]] = {}
+        for kind, first in enumerate(firsts):
+            found.setdefault(self.latent_shape(int(first))[1:], []).append(kind)
+        which = which.reshape(-1)
+        return {size: np.flatnonzero(np.isin(which, kinds)) for size, kinds in sorted(found.items())}
+
+    def affine(self, i: int) -> np.ndarray | None:
+        """Return the affine ``[4, 4]`` of volume ``i`` as the model saw it, from indices to the world (mm of a patient)."""
+        file = self.file(i) or {}
+        return np.array(file["volume"]["seen"]["affine"]) if "volume" in file else None
+
+    def spacing(self, i: int) -> Tensor | None:
+        """Return the voxel size of volume ``i`` in the model's frame, ``[3]`` float32, or None for what is no volume."""
+        affine = self.affine(i)
+        return None if affine is None else torch.from_numpy(np.linalg.norm(affine[:3, :3], axis=0)).float()
 
     def file(self, i: int) -> dict[str, Any] | None:
         """Return what it takes to write another file like that of image ``i``, or None where it had none."""
@@ -350,83 +382,6 @@ class PosteriorStore(Sequence):
 
     def __repr__(self) -> str:
         return f"PosteriorStore({str(self.path)!r}): {len(self)} posteriors of {self.model_name} {self.model_hash[:12]}"
-
-
-class LatentDataset(Dataset):
-    """Samples of the posteriors in a store, fresh in each epoch: what a model of latents trains on.
-
-    A sample is a function of (seed, epoch, key) alone, whatever process draws it and in whatever order.
-
-    Args:
-        store: the posteriors.
-        seed: another seed gives other samples.
-        whiten: give whitened latents: ``True`` or "channel" for each channel's mean and std, "scale" for one factor.
-        statistics: figures to whiten with, such as ``model.statistics["latent"]``; the store's own by default, which
-            ``omnivae calibrate MODEL --store STORE`` saves with the model.
-        mode: give the means instead of samples.
-
-    Example:
-        ``for epoch in range(n): dataset.set_epoch(epoch); ...`` as with a sampler of torch.
-    """
-
-    def __init__(
-        self,
-        store: PosteriorStore,
-        *,
-        seed: int = 0,
-        whiten: bool | Literal["channel", "scale"] = False,
-        statistics: Mapping[str, Any] | None = None,
-        mode: bool = False,
-    ) -> None:
-        if whiten not in (True, False, "channel", "scale"):
-            raise ValueError(f"got whiten={whiten!r}; expected True, False, 'channel' or 'scale'")
-        self.store, self.seed, self.mode = store, int(seed), mode
-        self.kind: Literal["channel", "scale"] | None = None
-        if whiten:
-            self.kind = "scale" if whiten == "scale" else "channel"
-            self.statistics = store.statistics() if statistics is None else statistics
-        # Shared memory: loading processes that outlive an epoch see the next one too.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose samples are drawn.
-
-        Args:
-            epoch: its number.
-        """
-        self._epoch[0] = epoch
-
-    def __getitem__(self, index: int | str) -> dict[str, Any]:
-        """Return ``z [C, *S]``, ``key`` and, where the images have one, ``label``."""
-        posterior = self.store[index]
-        z = posterior["mean"]
-        if not self.mode:
-            z = draw(z, posterior["logvar"], key=posterior["key"], seed=self.seed, epoch=int(self._epoch))
-        if self.kind is not None:
-            z = whiten(z, self.statistics, axis=0, kind=self.kind)
-        return {"z": z, **{name: posterior[name] for name in ("key", "label") if name in posterior}}
-
-
-def draw(mean: Tensor, logvar: Tensor, *, key: str, seed: int, epoch: int = 0) -> Tensor:
-    """Draw z = mean + exp(logvar / 2) * eps with noise that belongs to the image: a function of (seed, epoch, key).
-
-    Args:
-        mean: ``[C, *S]``.
-        logvar: ``[C, *S]``.
-        key: name of the image.
-        seed: of the draw.
-        epoch: another epoch gives another draw.
-
-    Returns:
-        ``[C, *S]``.
-    """
-    digest = hashlib.sha256(json.dumps([seed, epoch, key]).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-    return mean + torch.exp(0.5 * logvar) * noise
 
 
 def identity(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from omnivae.data import Header, ReadOptions, save_image, save_like
 from omnivae.data.encoding import unwritable
-from omnivae.data.latents import PosteriorStore, draw
+from omnivae.data.latent_dataset import draw
+from omnivae.data.latents import PosteriorStore
 from omnivae.jobs.evaluate import load
 from omnivae.jobs.images import file_like
 from omnivae.jobs.progress import progress_bar

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omnivae.data.latents import PosteriorStore, draw, identity
+from omnivae.data.latent_dataset import draw
+from omnivae.data.latents import PosteriorStore, identity
 from omnivae.data.volumes.windows import contract_return
 from omnivae.jobs.progress import progress_bar
 from omnivae.jobs.store import safe_name
