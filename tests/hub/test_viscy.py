@@ -3,12 +3,14 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
 from omnivae import BetaVae25D, BetaVaeMonai
+from omnivae.data.volumes import contract_pipeline, field_phantom
 from omnivae.hub import load_checkpoint
 from omnivae.jobs.checkpoint import examine_checkpoint
 from omnivae.recipes.beta_vae_25d import VaeEncoder
@@ -100,3 +102,21 @@ def test_settings_without_effect_are_refused(tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path / "weights.pt", settings={"backbone": "test_convnext"} | setting)
     assert load_checkpoint(tmp_path / "weights.pt", settings={"backbone": "test_convnext", "latent_dim": 8}).latent_dim
+
+
+def test_weights_of_z_scores_see_z_scores(tmp_path):
+    """VisCy trains on (x - mean) / std: a range of (-1, 1) would cut reconstructions off at one standard deviation."""
+    original = BetaVae25D("test_convnext", 2, 4, 4, 8, (32, 32), decoder_stages=3)
+    torch.save(original.state_dict(), tmp_path / "weights.pt")
+    model = load_checkpoint(tmp_path / "weights.pt", settings={"backbone": "test_convnext"})
+    assert model.value_range == (-10, 10)
+    field = field_phantom(3, size=(4, 32, 32), cells=2).volume
+    seen = contract_pipeline(model.statistics["intensity"])(field).volume.array
+    values = field.array.astype(np.float64)
+    z = (values - values.mean((1, 2, 3), keepdims=True)) / values.std((1, 2, 3), keepdims=True)
+    assert np.abs(z).max() < 10
+    np.testing.assert_allclose(seen, z, atol=1e-5)
+    stated = {"backbone": "test_convnext", "value_range": [0, 1]}
+    other = load_checkpoint(tmp_path / "weights.pt", settings=stated)
+    assert other.value_range == (0, 1)
+    assert "intensity" not in other.statistics

@@ -23,6 +23,7 @@ from omnivae.hub.layouts.base import (
     indices,
     need,
     original,
+    value_range,
     without_randomness,
 )
 
@@ -44,6 +45,8 @@ _CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 3, 27, 3), 128): "convnext_base",
     ((3, 3, 27, 3), 192): "convnext_large",
 }
+#: Standard deviations up to which z-scores are kept: bright nuclei reach 9.
+_DEVIATIONS = 10.0
 
 
 class ViscyBetaVae25D(Layout):
@@ -104,7 +107,7 @@ class ViscyBetaVae25D(Layout):
         names = {name: name for name in shapes}
         # Ours, not VisCy's: what the decoder returns is resampled to the size of the input.
         ours = {"compatible": True} | ({"match_input": True} if stated.get("match_input", False) else {})
-        config: Config = {"component": "BetaVae25D", **arguments, **ours}
+        config: Config = {"component": "BetaVae25D", **arguments, **ours, "value_range": _range(stated)}
         most = least + stride[0] - 1
         return Architecture(
             layout=self.name,
@@ -151,8 +154,9 @@ class ViscyBetaVae25D(Layout):
                     ),
                     argument="head_pool",
                 ),
-                Choice("intensities", "z-scores", "usual for VisCy; nothing is clipped"),
+                _intensities(stated),
             ),
+            statistics=_contract(stated),
         )
 
     def reference(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:
@@ -182,12 +186,16 @@ class MonaiVarAutoEncoder(Layout):
     library = "monai"
     install = "pip install omnivae[medical]"
     sigmoid = True
+    z_scores = False
 
     def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
         inside = {name.removeprefix("model."): shape for name, shape in shapes.items()}
         arguments = self._arguments(inside, stated)
         names = {name: f"model.{name.removeprefix('model.')}" for name in shapes}
-        ours = {"match_input": True} if stated.get("match_input", False) else {}
+        ours: Config = {"match_input": True} if stated.get("match_input", False) else {}
+        z_scores = self.z_scores and not arguments["use_sigmoid"]
+        if z_scores or stated.get("value_range") is not None:
+            ours = {**ours, "value_range": _range(stated)}
         config: Config = {"component": "BetaVaeMonai", **arguments, **ours}
         flipped = not arguments["use_sigmoid"]
         words = ("sigmoid", "none") if arguments["use_sigmoid"] else ("none", "sigmoid")
@@ -223,7 +231,9 @@ class MonaiVarAutoEncoder(Layout):
                 Choice(
                     "latent in evaluation", "the mean", "MONAI takes the mean plus one standard deviation by default"
                 ),
+                *([_intensities(stated)] if z_scores else []),
             ),
+            statistics=_contract(stated) if z_scores and arguments["spatial_dims"] == 3 else {},
         )
 
     def _arguments(self, shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,6 +294,28 @@ class ViscyBetaVaeMonai(MonaiVarAutoEncoder):
     sentinel = r"model\.encode\.encode_0\.conv\.(?:unit0\.conv\.)?weight"
     grammar = rf"model\.(?:{MonaiVarAutoEncoder.grammar})"
     sigmoid = False
+    z_scores = True
+
+
+def _range(stated: Mapping[str, Any]) -> list[float]:
+    """Return the lowest and highest intensity: as stated, or all but the rarest z-scores."""
+    return [-_DEVIATIONS, _DEVIATIONS] if stated.get("value_range") is None else value_range(stated)
+
+
+def _intensities(stated: Mapping[str, Any]) -> Choice:
+    low, high = _range(stated)
+    if stated.get("value_range") is None:
+        what, why = f"z-scores, cut off at {high:g}", "usual for VisCy; or a range as stated: value_range"
+    else:
+        what, why = f"{low:g} to {high:g}", "as stated: value_range"
+    return Choice("intensities", what, why, argument="value_range")
+
+
+def _contract(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the intensity contract of models of z-scores: a range of ten deviations is the z-score itself."""
+    if stated.get("value_range") is not None:
+        return {}
+    return {"intensity": {"unit": "arbitrary", "zscore": _DEVIATIONS, "range": _range(stated), "clip": True}}
 
 
 def _backbone(shapes: Shapes, stated: Mapping[str, Any]) -> tuple[str, int, int, int]:
