@@ -415,3 +415,10 @@ def test_a_volume_that_fits_nowhere_names_a_budget(tmp_path, toy, monkeypatch):
     monkeypatch.setattr(model, "encode", full)
     with pytest.raises(MemoryError, match=r"7 x 9 x 6 does not fit into memory whole: give --memory [\d.]+GB"):
         VolumeCodec(model, memory=None)(scan(affine_of("RAS")))
+
+
+def test_results_among_the_volumes_are_none_of_them(tmp_path):
+    write_volume(scan(affine_of("LPS")), tmp_path / "ct.nii.gz")
+    for _ in range(2):
+        results = reconstruct_volumes(identity(), [tmp_path], tmp_path / "out")
+        assert [result.name for result in results] == ["ct"]

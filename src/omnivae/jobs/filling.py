@@ -200,7 +200,7 @@ def fill_store(
     with locked(target, rank=rank, world_size=world_size):
         store = PosteriorStore(target)
         removed = sorted(set(store.keys).difference(items.keys))
-        if len(store) and len(removed) == len(store):
+        if len(store) and len(removed) == len(store) and not _renamed(store, items):
             raise ValueError(
                 f"none of the {len(store)} {what} in {target} is among the {len(items.keys)} {what} of {source}; give "
                 "these another --output"
@@ -335,6 +335,12 @@ def _sort_out(
     else:
         todo += new
     return sorted(todo), copies
+
+
+def _renamed(store: PosteriorStore, items: Items) -> bool:
+    """Return whether half of a store or more is among the items under other names."""
+    contents = {store.content_hash(number) for number in range(len(store))}
+    return 2 * len(contents.intersection(_hashes(items, list(range(len(items.keys)))))) >= len(contents)
 
 
 def _hashes(items: Items, numbers: list[int]) -> Iterator[str]:

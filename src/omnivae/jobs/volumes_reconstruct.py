@@ -153,7 +153,7 @@ def reconstruct_volumes(
     root = Path(output)
     if root.exists() and not root.is_dir():
         raise FileExistsError(f"{root} is a file; give --output a directory")
-    entries = volumes_at(paths, series)
+    entries = volumes_at(paths, series, output=root)
     precision = "32" if precision == "auto" else precision
     check_precision(memory, mode, precision)
     if loaded is None:

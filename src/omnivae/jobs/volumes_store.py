@@ -108,7 +108,7 @@ def volumes_of_paths(
         FileNotFoundError: when nothing is there.
         ValueError: for a place without volumes, and equal names.
     """
-    entries = volumes_at(paths, series)
+    entries = volumes_at(paths, series, output=output)
     return [
         VolumeItem(
             name,

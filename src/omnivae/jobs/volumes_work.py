@@ -122,12 +122,13 @@ class Record:
         write_atomic(self.file, (json.dumps(self.content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def volumes_at(paths: Sequence[str | Path], series: str | None = None) -> list[VolumeEntry]:
+def volumes_at(paths: Sequence[str | Path], series: str | None = None, *, output: Path) -> list[VolumeEntry]:
     """List the volumes at some paths, without the label maps that lie beside them.
 
     Args:
         paths: files, folders, archives of DICOM.
         series: number of one DICOM series, as ``omnivae inspect`` lists them.
+        output: directory of the results, which may lie among the volumes and are none of them.
 
     Raises:
         FileNotFoundError: when nothing is there.
@@ -136,6 +137,7 @@ def volumes_at(paths: Sequence[str | Path], series: str | None = None) -> list[V
     found: list[VolumeEntry] = []
     for path in paths:
         entries, aside = find_entries(path)
+        entries = [e for e in entries if not e.path.resolve().is_relative_to(output.resolve())]
         chosen = choose_entries(entries, aside, series)
         if len(chosen) > 1:
             names = {bare_name(e) for e in chosen}
