@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
 
 from omnivae.cli.main import main
+from omnivae.data import DataConfig, load_data
 from omnivae.data.volumes import write_volume
 from omnivae.data.volumes.dicom_write import write_dicom
 from omnivae.jobs.volumes_inspect import inspect_volumes
@@ -150,6 +152,112 @@ def to_bytes(image):
     yield image.header.binaryblock
     yield b"\0" * 4
     yield np.asarray(image.dataobj).tobytes(order="F")
+
+
+def test_doubled_slices_are_told_once(tmp_path, capsys):
+    files = write_dicom(ct(), tmp_path / "scan")
+    for number in (2, 5):
+        again = pydicom.dcmread(files[number])
+        again.SOPInstanceUID = again.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        again.save_as(tmp_path / "scan" / f"again{number}.dcm")
+    assert main(["inspect", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("doubled slices") == 1
+    assert "slice 3, slice 6 were there 2 times, bit for bit; one was kept" in said
+
+
+def test_series_that_are_set_aside_keep_their_folder_and_stop_nothing(tmp_path, capsys):
+    write_dicom(ct(0), tmp_path / "a")
+    for file in write_dicom(ct(1), tmp_path / "b" / "scout"):
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesDescription = "Scout"
+        dataset.save_as(file)
+    write_dicom(ct(2), tmp_path / "mpr")[3].unlink()
+    original(tmp_path / "a")
+    assert main(["inspect", str(tmp_path), "--json", str(tmp_path / "o.json")]) == 0
+    said = capsys.readouterr().out
+    volumes = json.loads((tmp_path / "o.json").read_text())["volumes"]
+    assert [(v["name"], v["kind"]) for v in volumes] == [
+        ("a/series-1", "image"),
+        ("mpr/series-2", "derived"),
+        ("b/scout/series-3", "localizer"),
+    ]
+    assert "STOPS" not in said
+    assert said.count("set aside") == 2
+    assert "1 series computed from other images are left out of a run (mpr/series-2)" in said
+
+
+def original(folder):
+    """Say that a folder's images come from a scanner, not from this library."""
+    for file in sorted(folder.iterdir()):
+        dataset = pydicom.dcmread(file)
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        dataset.save_as(file)
+
+
+def test_archives_in_a_folder_are_looked_into_or_named(tmp_path, capsys):
+    write_dicom(ct(0), tmp_path / "one" / "series")
+    write_dicom(ct(1), tmp_path / "two")
+    write_volume(ct(2), tmp_path / "three" / "c.nii.gz")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("one", "two", "three"):
+        shutil.make_archive(str(folder / name), "zip", tmp_path / name)
+    (folder / "broken.zip").write_bytes((folder / "one.zip").read_bytes()[:2000])
+    with zipfile.ZipFile(folder / "notes.zip", "w") as other:
+        other.writestr("readme.txt", "no volume")
+    assert main(["inspect", str(folder), "--json", str(tmp_path / "o.json")]) == 1
+    said = capsys.readouterr().out
+    volumes = {v["name"]: v for v in json.loads((tmp_path / "o.json").read_text())["volumes"]}
+    assert set(volumes) == {"one.zip/series/series-1", "two.zip/series-2", "series-3"}
+    assert volumes["two.zip/series-2"]["high"] == float(ct(1).array.max())
+    assert (
+        "three.zip: 1 volumes lie in a zip archive (the first is c.nii.gz), where only DICOM is read: unpack it" in said
+    )
+    assert "broken.zip: it is a damaged zip archive" in said
+    assert "notes.zip" not in said
+    assert [v.number for v in inspect_volumes(folder, series="2").volumes] == [2]
+    with pytest.raises(ValueError, match=r"three\.zip: 1 volumes lie in a zip archive"):
+        load_data(DataConfig(str(folder), volume={"patch_size": 8}))
+    kept = load_data(DataConfig(str(folder), on_error="skip", cache=False, volume={"patch_size": 8}))
+    assert len(kept.train.source) == 2
+
+
+def test_a_single_slice_is_refused_with_what_can_be_done(tmp_path, capsys):
+    for file in write_dicom(ct(), tmp_path)[1:]:
+        file.unlink()
+    only = next(tmp_path.iterdir())
+    dataset = pydicom.dcmread(only)
+    dataset.pop("SpacingBetweenSlices", None)
+    dataset.save_as(only)
+    assert main(["inspect", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "get the others, or leave it out (data.on_error skip in training)" in said
+    assert "read_dicom(path, slice_spacing=3.0) in Python" in said
+
+
+def test_pairs_are_listed_with_their_overlap(tmp_path, capsys):
+    first = ct(0)
+    moved = np.diag([-1.0, -1.0, 3.0, 1.0])
+    moved[0, 3] = -5
+    write_volume(first, tmp_path / "a0.nii.gz")
+    write_volume(ct(1).with_array(ct(1).array, affine=moved), tmp_path / "a1.nii.gz")
+    moved[0, 3] = -50
+    write_volume(ct(2).with_array(ct(2).array, affine=moved), tmp_path / "far.nii.gz")
+    listing = tmp_path / "pairs.csv"
+    listing.write_text("baseline,followup,name\na0.nii.gz,a1.nii.gz,near\na0.nii.gz,far.nii.gz,far\n")
+    out, html = tmp_path / "o.json", tmp_path / "o.html"
+    assert main(["inspect", str(listing), "--json", str(out), "--html", str(html)]) == 1
+    said = capsys.readouterr().out
+    assert "2 pairs of 3 volumes, 3 usable" in said
+    assert "a0.nii.gz and a1.nii.gz: the followup reaches 50 % of the baseline" in said
+    assert "STOPS baseline and followup share no place" in said
+    assert "stops the run: far: see STOPS above" in said
+    near, far = json.loads(out.read_text())["pairs"]
+    assert (near["overlap"], near["patient"], far["overlap"], far["patient"]) == (0.5, 1, None, 1)
+    assert "reached by the followup" in html.read_text()
+    (tmp_path / "far.nii.gz").write_bytes(b"no volume")
+    assert inspect_volumes(listing).pairs[1].problem == "its followup cannot be used"
 
 
 def test_headers_alone(tmp_path):

@@ -127,17 +127,19 @@ def _inspect_volumes(given: jsonargparse.Namespace) -> int:
         pictures=given.html is not None,
     )
     console = Console(highlight=False)
-    console.print(volume_table(found))
-    for facts in found.volumes:
-        for problem in facts.problems:
-            if not problem.stops:
-                console.print(
-                    f"{_plain(facts.name)}: [bold]{_plain(problem.name)}[/]: {_plain(problem.text)}", soft_wrap=True
-                )
-    for text in found.problems:
-        console.print(f"[bold red]stops the run:[/] {_plain(text)}", soft_wrap=True)
+    for text, indent in volume_lines(found):
+        _say(console, text, indent)
+    console.print()
+    names = [*(v.name for v in found.volumes), *(p.name for p in found.pairs)]
+    stopping = [name for name in names if any(text.startswith(f"{name}: ") for text in found.problems)]
+    general = [text for text in found.problems if not any(text.startswith(f"{name}: ") for name in stopping)]
+    if stopping:
+        more = f" and {len(stopping) - _SHOWN} more" if len(stopping) > _SHOWN else ""
+        general.insert(0, f"{', '.join(stopping[:_SHOWN])}{more}: see STOPS above")
+    for text in general:
+        _say(console, f"[bold red]stops the run:[/] {_plain(text)}")
     for text in found.remarks:
-        console.print(f"[bold]note:[/] {_plain(text)}", soft_wrap=True)
+        _say(console, f"[bold]note:[/] {_plain(text)}")
     if given.json:
         found.to_json(given.json)
     if given.html:
@@ -146,32 +148,54 @@ def _inspect_volumes(given: jsonargparse.Namespace) -> int:
     return 1 if found.problems else 0
 
 
-def volume_table(found: VolumeInspection) -> Any:
-    """Return the table of volumes that the command prints.
+def volume_lines(found: VolumeInspection) -> list[tuple[str, int]]:
+    """Return what the command says of volumes: of each its name, a line of facts, and what is unusual.
 
     Args:
         found: what was found.
 
     Returns:
-        A table of rich.
+        Lines in the markup of rich, and how far they are indented.
     """
-    from rich.table import Table
-
-    from omnivae.jobs.volumes_page import COLUMNS, volume_row
+    from omnivae.jobs.volumes_page import facts_text
 
     several = f", {found.patients} patients" if found.patients > 1 else ""
     usable = sum(v.usable for v in found.volumes)
-    title = f"{found.path}: {plural(len(found.volumes), 'volume')} and series, {usable} usable{several}"
-    table = Table(*COLUMNS, title=_plain(title), title_justify="left")
-    for column in table.columns:
-        column.overflow = "fold"
-    for facts in found.volumes[:_MOST_FILES]:
-        table.add_row(*map(_plain, volume_row(facts)))
-    if len(found.volumes) > _MOST_FILES:
-        table.add_row(
-            f"and {len(found.volumes) - _MOST_FILES:,} more", *[""] * (len(COLUMNS) - 2), "--json FILE lists all"
-        )
-    return table
+    series = " and series" if any(v.number is not None for v in found.volumes) else ""
+    pairs = f"{plural(len(found.pairs), 'pair')} of " if found.pairs else ""
+    said = f"{found.path}: {pairs}{plural(len(found.volumes), 'volume')}{series}, {usable} usable{several}"
+    lines = [(f"[bold]{_plain(said)}[/]", 0)]
+    for pair in found.pairs[:_MOST_FILES]:
+        lines += [("", 0), (f"[bold]{_plain(pair.name)}[/]", 0)]
+        split = f", for {pair.split}" if pair.split else ""
+        patient = f", patient {pair.patient}" if found.patients > 1 else ""
+        overlap = "" if pair.overlap is None else f": the followup reaches {100 * pair.overlap:.3g} % of the baseline"
+        lines.append((_plain(f"{pair.baseline} and {pair.followup}{overlap}{patient}{split}"), 3))
+        lines += [(f"[bold red]STOPS[/] {_plain(pair.problem)}", 3)] if pair.problem else []
+        lines += [(_plain(pair.note), 3)] if pair.note else []
+    shown = [v for n, v in enumerate(found.volumes) if n < _MOST_FILES or any(p.stops for p in v.problems)]
+    for facts in shown:
+        number = f"[{facts.number}] " if facts.number is not None and not found.pairs else ""
+        lines += [("", 0), (f"[bold]{_plain(number + facts.name)}[/]", 0)]
+        used = facts.kind in found.taken
+        lines.append((_plain(facts_text(facts) + ("" if used else ", set aside")), 3))
+        for problem in facts.problems if used or facts.kind == "derived" else ():
+            stops = "[bold red]STOPS[/] " if problem.stops and used else ""
+            lines.append((f"{stops}[bold]{_plain(problem.name)}[/]: {_plain(problem.text)}", 3))
+    for count, what in ((len(found.volumes) - len(shown), "volume"), (len(found.pairs) - _MOST_FILES, "pair")):
+        if count > 0:
+            lines += [("", 0), (f"and {count:,} more {what}{'s' * (count > 1)}: --json FILE lists all", 0)]
+    return lines
+
+
+def _say(console: Any, text: str, indent: int = 0) -> None:
+    """Print a line: wrapped under its own indent on a terminal, whole into a file or pipe."""
+    from rich.padding import Padding
+
+    if console.is_terminal:
+        console.print(Padding(text, (0, 0, 0, indent)))
+    else:
+        console.print(" " * indent + text, soft_wrap=True)
 
 
 def tables(found: Inspection) -> list[Any]:

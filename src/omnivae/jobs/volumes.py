@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from omnivae.data.volumes.dicom_series import find_series
-from omnivae.data.volumes.listing import VolumeEntry, bare, list_volumes
-from omnivae.data.volumes.recognising import is_dicom, is_pairs
+from omnivae.data.volumes.listing import VolumeEntry, bare, sort_out
 from omnivae.volume import Unit, Volume
 
 OnGaps = Literal["error", "resample"]
@@ -32,19 +30,7 @@ def find_entries(path: str | Path) -> tuple[list[VolumeEntry], list[Any]]:
     root = Path(path).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
-    try:
-        entries = list_volumes(root)
-    except ValueError:
-        aside = _series(root)
-        if not any(s.frames for s in aside) and not (root.is_dir() or is_dicom(root)):
-            raise
-        if not aside:
-            raise
-        return [], aside
-    if is_pairs(root):
-        return entries, []
-    taken = {entry.series.number for entry in entries if entry.series is not None}
-    return entries, [s for s in _series(root) if s.number not in taken] if taken else []
+    return sort_out(root)
 
 
 def choose_entries(entries: Sequence[VolumeEntry], aside: Sequence[Any], series: str | None) -> list[VolumeEntry]:
@@ -99,10 +85,3 @@ def bare_name(entry: VolumeEntry) -> str:
         entry: of the list.
     """
     return bare(entry.name)
-
-
-def _series(root: Path) -> list[Any]:
-    try:
-        return list(find_series(root))
-    except ImportError:
-        return []  # without pydicom there was no series to set aside, and list_volumes has said so

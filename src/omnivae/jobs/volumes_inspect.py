@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from omnivae.data.volumes.listing import VolumeEntry
+from omnivae.data.volumes.listing import VolumeEntry, series_name
+from omnivae.data.volumes.recognising import is_pairs
 from omnivae.files import write_atomic
 from omnivae.jobs.progress import progress_bar
 from omnivae.jobs.volumes import UNITLESS, OnGaps, choose_entries, find_entries, read_entry
+from omnivae.jobs.volumes_pairs import PairFacts, inspect_pairs
 from omnivae.volume import Volume
 
 #: Volumes up to which "auto" reads all voxels, not headers only.
@@ -100,6 +102,7 @@ class VolumeInspection:
         patients: number of patients that DICOM headers tell apart.
         problems: what would stop a run, a sentence each.
         remarks: what else deserves attention.
+        pairs: of a listing of pairs, those, in its order.
         thumbnails: name to PNG bytes of three planes; not part of the JSON.
     """
 
@@ -108,7 +111,13 @@ class VolumeInspection:
     patients: int = 0
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    pairs: list[PairFacts] = field(default_factory=list)
     thumbnails: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """Kinds of series that a run takes, or is stopped by."""
+        return (*_taken(self.volumes), "unreadable")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
@@ -139,7 +148,7 @@ def inspect_volumes(
     """Look at volumes before anything is computed on them: geometry, values, and what is wrong by name.
 
     Args:
-        path: a file, folder or zip archive.
+        path: a file, folder, zip archive of DICOM, or a listing of pairs (:func:`omnivae.data.volumes.read_pairs`).
         series: number of a DICOM series, to look at it alone.
         on_gaps: whether missing slices of a DICOM series are a problem that stops, or are resampled.
         verify: "full" reads all voxels, "headers" none, "auto" all of up to 64 volumes.
@@ -158,7 +167,7 @@ def inspect_volumes(
     full = verify == "full" or (verify == "auto" and len(sources) <= FULL_UP_TO)
     volumes: list[VolumeFacts] = []
     thumbnails: dict[str, bytes] = {}
-    with progress_bar("inspecting", len(sources), progress and len(sources) > 1) as advance:
+    with progress_bar("inspecting", len(sources), progress and len(sources) > 1, items="volumes") as advance:
         for source in sources:
             facts, volume = _look(source, on_gaps=on_gaps, full=full)
             volumes.append(facts)
@@ -168,11 +177,19 @@ def inspect_volumes(
                 thumbnails[facts.name] = png_of_pixels(thumbnail(volume))
             advance(1)
     if series is None:
-        volumes += [_aside(one, str(path)) for one in aside]
+        root = Path(path).expanduser()
+        volumes += [
+            _of_series(one, series_name(one, root.parent if root.is_file() else root), "error") for one in aside
+        ]
     patients = len({v.patient for v in volumes if v.patient and v.kind in ("image", "derived")})
-    return VolumeInspection(
-        str(path), volumes, patients, _stopping(volumes), _remarks(volumes, patients, full), thumbnails
-    )
+    pairs: list[PairFacts] = []
+    if is_pairs(Path(path).expanduser()):
+        looks = {v.name: (v.looks_like or v.unit) if v.usable else "" for v in volumes}
+        pairs = inspect_pairs(path, looks)
+        patients = len({pair.patient for pair in pairs})
+    problems = _stopping(volumes) + [f"{pair.name}: {pair.problem}" for pair in pairs if pair.problem]
+    remarks = _remarks(volumes, patients, full, listed=bool(pairs))
+    return VolumeInspection(str(path), volumes, patients, problems, remarks, pairs, thumbnails)
 
 
 # -- inside
@@ -255,7 +272,10 @@ def _of_volume(volume: Volume, facts: VolumeFacts, source: VolumeEntry) -> Volum
 
     array = volume.array
     finite = np.isfinite(array) if array.dtype.kind == "f" else None
-    problems = list(facts.problems) + [p for p in map(_problem, volume.problems) if p not in facts.problems]
+    # What a reader found supersedes what headers said; what only stops without --on_gaps resample stays.
+    said = list(map(_problem, volume.problems))
+    known = {problem.name for problem in said}
+    problems = [p for p in facts.problems if p.name not in known] + said
     low, high = float(np.nanmin(array)), float(np.nanmax(array))
     mean = float(np.mean(array, dtype=np.float64))
     if finite is not None and not finite.all():
@@ -316,12 +336,13 @@ def _with(facts: VolumeFacts, problem: VolumeProblem) -> VolumeFacts:
     return replace(facts, problems=(*facts.problems, problem))
 
 
-def _aside(series: Any, path: str) -> VolumeFacts:
-    return _of_series(series, f"series-{series.number}", "error")
+def _taken(volumes: Sequence[VolumeFacts]) -> tuple[str, ...]:
+    """Return the kinds that a run takes: derived series beside original ones are left out, and do not stop it."""
+    return ("image",) if any(v.kind == "image" for v in volumes) else ("image", "derived")
 
 
 def _stopping(volumes: Sequence[VolumeFacts]) -> list[str]:
-    bad = [v for v in volumes if v.kind in ("image", "derived") and not v.usable] + [
+    bad = [v for v in volumes if v.kind in _taken(volumes) and not v.usable] + [
         v for v in volumes if v.kind == "unreadable"
     ]
     said = []
@@ -333,10 +354,16 @@ def _stopping(volumes: Sequence[VolumeFacts]) -> list[str]:
     return said
 
 
-def _remarks(volumes: Sequence[VolumeFacts], patients: int, full: bool) -> list[str]:
+def _remarks(volumes: Sequence[VolumeFacts], patients: int, full: bool, *, listed: bool) -> list[str]:
     remarks = []
-    usable = [v for v in volumes if v.usable and v.kind in ("image", "derived")]
-    if patients > 1:
+    derived = [v for v in volumes if v.kind == "derived"]
+    if derived and any(v.kind == "image" for v in volumes):
+        some = ", ".join(v.name for v in derived[:3]) + (", ..." if len(derived) > 3 else "")
+        remarks.append(f"{len(derived)} series computed from other images are left out of a run ({some})")
+    elif derived:
+        remarks.append("all series were computed from other images: they are taken, as there are no original ones")
+    usable = [v for v in volumes if v.usable and v.kind in _taken(volumes)]
+    if patients > 1 and not listed:
         remarks.append(
             f"{patients} patients lie here: keep all volumes of one patient in one split, and read one of them with its own folder "
             "or --series NUMBER"
@@ -347,7 +374,7 @@ def _remarks(volumes: Sequence[VolumeFacts], patients: int, full: bool) -> list[
             f"{len(looks)} of {len(usable)} volumes look like HU ({', '.join(looks[:3])}), which such files cannot say: "
             "state it with --data.volume.unit HU in training and --unit HU in reconstruct"
         )
-    if len({v.unit for v in usable}) > 1:
+    if len({v.looks_like or v.unit for v in usable}) > 1:
         remarks.append("values in HU and in arbitrary units lie together: a model takes one of them")
     if not full:
         remarks.append(

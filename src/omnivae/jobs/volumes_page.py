@@ -32,6 +32,14 @@ def inspection_page(found: VolumeInspection) -> str:
     note = "Sizes, voxel sizes and directions are in the order of the file's axes."
     summary = [page.tiles(tiles), page.table(COLUMNS, rows, ["", *["number"] * 6, ""])]
     sections = [page.section("Volumes", note, *summary)]
+    if found.pairs:
+        shares = ["" if pair.overlap is None else f"{100 * pair.overlap:.3g} %" for pair in found.pairs]
+        pair_rows = [
+            (p.name, p.baseline, p.followup, share, p.split or "", p.problem or p.note or "none")
+            for p, share in zip(found.pairs, shares, strict=True)
+        ]
+        columns = ("pair", "baseline", "followup", "reached by the followup", "split", "problems")
+        sections.append(page.section("Pairs", "", page.table(columns, pair_rows, ["", "", "", "number", "", ""])))
     if found.problems or found.remarks:
         entries = [("stops a run", text) for text in found.problems] + [("note", text) for text in found.remarks]
         sections.append(page.section("Findings", "", page.facts(entries)))
@@ -144,6 +152,27 @@ def volume_row(facts: VolumeFacts) -> tuple[str, ...]:
         values_text(facts),
         problems,
     )
+
+
+def facts_text(facts: VolumeFacts) -> str:
+    """Return what is known of one volume on a line.
+
+    Args:
+        facts: of the volume.
+    """
+    kind = " ".join(
+        part for part in (facts.modality or facts.format, facts.kind if facts.kind != "image" else "") if part
+    )
+    if not facts.shape:
+        return f"{kind}, {facts.files} file{'s' * (facts.files > 1)}"
+    unit = " µm" if facts.format in ("ome-zarr", "tiff") and not facts.orientation else " mm"
+    spacing = " x ".join(f"{s:.4g}" for s in facts.spacing) + unit if facts.spacing else ""
+    values = values_text(facts)
+    channels = "channels " + ", ".join(facts.channels) if facts.channels else ""
+    parts = (
+        kind, size_text(facts.shape), spacing, facts.orientation, facts.dtype, "" if values == "-" else values, channels,
+    )  # fmt: skip
+    return ", ".join(part for part in parts if part)
 
 
 def size_text(shape: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from omnivae.data import DataConfig, collate, load_data
 from omnivae.data.volume_config import VolumeConfig
-from omnivae.data.volumes import contract_pipeline, read_volume, write_plate, write_volume
+from omnivae.data.volumes import contract_pipeline, read_volume, write_dicom, write_plate, write_volume
 from omnivae.data.volumes.dataset import VolumeDataset
 from omnivae.data.volumes.dataset_cache import Store, block_shares, narrowed, otsu, prepare
 from omnivae.data.volumes.dataset_loading import group_names
@@ -438,3 +438,42 @@ def test_centres_of_volumes_that_are_too_large(scans: Path) -> None:
         start = [(n - p) // 2 for n, p in zip(x.shape[1:], part.shape[1:], strict=True)]
         slices = tuple(slice(s, s + p) for s, p in zip(start, part.shape[1:], strict=True))
         assert torch.equal(part[0], x[0][slices])
+
+
+# -- DICOM
+
+
+def test_derived_series_are_taken_where_there_are_no_others(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What this library writes says that it is derived, and is a CT all the same."""
+    pydicom = pytest.importorskip("pydicom")
+    for number in range(3):
+        write_dicom(scan(number, (12, 12, 12)), tmp_path / "derived" / str(number))
+    for file in sorted((tmp_path / "derived" / "2").iterdir()):
+        dataset = pydicom.dcmread(file)
+        dataset.RescaleType = "US"
+        dataset.save_as(file)
+    source = load_data(config(tmp_path / "derived", unit="auto")).train.source
+    assert [source.facts(n).unit for n in range(len(source))] == ["HU"] * 2
+    assert (
+        caplog.text.count("no original images are there: 2 series of derived ones taken: 1: derived CT 12x12x12") == 1
+    )
+    assert caplog.text.count("1 series of derived images form no volume in known units and are left out: 3:") == 1
+
+    caplog.clear()
+    for file in write_dicom(scan(5, (12, 12, 12)), tmp_path / "derived" / "original"):
+        dataset = pydicom.dcmread(file)
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        dataset.save_as(file)
+    source = load_data(config(tmp_path / "derived", unit="auto")).train.source
+    assert len(source) == 1
+    assert np.array_equal(np.sort(source.values(0).ravel()), np.sort(scan(5, (12, 12, 12)).array.ravel()))
+    assert "3 series computed from other images left out, the original ones taken: 2: derived CT" in caplog.text
+
+
+def test_a_derived_series_with_a_hole_is_no_volume(tmp_path: Path, cache: Path) -> None:
+    pytest.importorskip("pydicom")
+    write_dicom(scan(0, (12, 12, 12)), tmp_path / "derived")[4].unlink()
+    with pytest.raises(ValueError, match="missing slices"):
+        load_data(config(tmp_path / "derived"))

@@ -205,7 +205,7 @@ def test_interleaved_instance_numbers_are_no_contradiction(tmp_path):
 def test_a_single_slice_needs_a_distance_that_somebody_says(tmp_path):
     values = hounsfield(slices=1)
     save(tmp_path, series(values))
-    with pytest.raises(ValueError, match=r"one slice: .*give slice_spacing"):
+    with pytest.raises(ValueError, match=r"one slice: .*read_dicom\(path, slice_spacing=3\.0\)"):
         read_dicom(tmp_path)
     volume = read_dicom(tmp_path, slice_spacing=4.0)
     assert volume.size == (7, 5, 1)

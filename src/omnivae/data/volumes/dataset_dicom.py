@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def dicom_entries(path: Path, *, unit: Unit | None, on_error: str) -> list[Entry]:
-    """List the image series below a path; localizers, captures, derived images and other objects are set aside.
+    """List the image series below a path; localizers, captures and other objects are set aside.
+
+    Derived series (what this library writes, too) are taken where there are no others and their slices form a volume, of CT in
+    Hounsfield units; beside original ones they are left out. Either is said.
 
     Args:
         path: a folder, a file or a zip archive.
@@ -36,13 +39,28 @@ def dicom_entries(path: Path, *, unit: Unit | None, on_error: str) -> list[Entry
             raise ValueError(f"{said} (data.on_error skip leaves such files out)")
         log.warning("%s: left out", said)
     images = [series for series in found if series.kind == "image"]
-    aside = [series for series in found if series.kind not in ("image", "unreadable")]
+    derived = [series for series in found if series.kind == "derived"]
+    if derived and images:
+        log.warning(
+            "%d series computed from other images left out, the original ones taken: %s", len(derived), _few(derived)
+        )
+    elif derived:
+        known = [s for s in derived if s.modality != "CT" or s.unit == "HU"]
+        images = [s for s in known if s.readable] or known  # where none is, reading says why
+        if images:
+            log.warning("no original images are there: %d series of derived ones taken: %s", len(images), _few(images))
+        odd = [series for series in derived if series not in images]
+        if odd:
+            log.warning(
+                "%d series of derived images form no volume in known units and are left out: %s", len(odd), _few(odd)
+            )
+    aside = [series for series in found if series.kind not in ("image", "derived", "unreadable")]
     if aside:
-        log.info("%d series are no images of a volume and are set aside, e.g. %s", len(aside), aside[0])
+        log.info("%d series hold no images of a volume and are set aside: %s", len(aside), _few(aside))
     if unit == "HU":
         other = [series for series in images if series.unit != "HU"]
         if other:
-            log.info("%d series are no CT in Hounsfield units and are left out, e.g. %s", len(other), other[0])
+            log.info("%d series are no CT in Hounsfield units and are left out: %s", len(other), _few(other))
         images = [series for series in images if series.unit == "HU"]
     return [series_entry(path, series) for series in images]
 
@@ -64,6 +82,10 @@ def series_entry(path: Path, series: SeriesInfo) -> Entry:
         partial(_content_hash, series),
         series.frames[0].patient or None,
     )
+
+
+def _few(series: list[SeriesInfo]) -> str:
+    return "; ".join(map(str, series[:3])) + (f"; and {len(series) - 3} more" if len(series) > 3 else "")
 
 
 def _read(path: Path, series: SeriesInfo) -> Volume:

@@ -230,7 +230,7 @@ def _refuse(path: str | Path, series: SeriesInfo, on_gaps: str, on_order: str) -
 
 def _drop_duplicates(path: str | Path, series: SeriesInfo, stored: dict[int, np.ndarray]) -> list[Problem]:
     """Check that slices at one place are copies of each other."""
-    notes = []
+    copies: dict[int, list[str]] = {}
     for group in series.arrangement.doubled:
         first = series.frames[group[0]]
         for i in group[1:]:
@@ -241,8 +241,15 @@ def _drop_duplicates(path: str | Path, series: SeriesInfo, stored: dict[int, np.
                     f"{path}: {first.name} ({first.item.name}) and {other.name} ({other.item.name}) lie at one place and differ: "
                     "they are of different acquisitions; separate them"
                 )
-        notes.append(Problem("doubled slices", f"{first.name} was there {len(group)} times, bit for bit; one was kept"))
-    return notes
+        copies.setdefault(len(group), []).append(first.name)
+    return [
+        Problem(
+            "doubled slices",
+            f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''} "
+            f"{'was' if len(names) == 1 else 'were'} there {count} times, bit for bit; one was kept",
+        )
+        for count, names in copies.items()
+    ]
 
 
 def _same_header(a: Frame, b: Frame) -> bool:

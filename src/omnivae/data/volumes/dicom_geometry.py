@@ -110,11 +110,9 @@ def arrange(frames: Sequence[Frame], *, slice_spacing: float | None = None) -> A
             return Arrangement(order, doubled, problems=tuple(problems))
         affine = _affine(model, axes, positions[order[0]], step)
         return Arrangement(order, doubled, affine, (0.0,), tuple(problems))
-    for group in doubled:
-        names = ", ".join(frames[i].name for i in group)
-        problems.append(
-            Problem("doubled slices", f"{names} lie at one place ({along[group[0]]:g} mm along the normal)")
-        )
+    if doubled:
+        several = [f"{_together([frames[i].name for i in group])} ({along[group[0]]:g} mm)" for group in doubled]
+        problems.append(Problem("doubled slices", f"at one place along the normal: {_some(several, limit=4)}"))
     path = positions[list(order)]
     places, step = _places([frames[i] for i in order], along[list(order)], path, problems)
     problems += _order_problems([frames[i] for i in order])
@@ -187,8 +185,8 @@ def _single(
     problems.append(
         Problem(
             "one slice",
-            "a single slice has no distance between slices (its thickness is none): give slice_spacing in mm (in Python: "
-            "read_dicom(path, slice_spacing=3.0)) to read it as a volume of depth 1",
+            "a single slice has no distance to a next one, and its thickness is none: get the others, or leave it out "
+            "(data.on_error skip in training); read_dicom(path, slice_spacing=3.0) in Python reads it as a volume of depth 1",
             "error",
         )
     )
@@ -334,6 +332,13 @@ def _affine(frame: Frame, axes: np.ndarray, origin: np.ndarray, step: np.ndarray
     affine[:3, 3] = _PATIENT_TO_RAS @ origin
     rounded = [np.round(column, decimals) for column, decimals in zip(affine.T, DECIMALS, strict=True)]
     return np.stack(rounded, axis=1) + 0.0  # no negative zeros
+
+
+def _together(names: Sequence[str]) -> str:
+    """Name slices, those of one name once."""
+    if len(set(names)) == 1:
+        return f"{names[0]} {len(names)} times"
+    return ", ".join(names)
 
 
 def _some(names: Sequence[str], limit: int = 6) -> str:

@@ -120,7 +120,9 @@ def scan(path: str | Path, *, workers: int = 8, progress: Progress | None = None
     unreadable: list[tuple[Item, str]] = []
     with quietly(), ThreadPoolExecutor(max_workers=max(1, min(workers, len(items)))) as pool:
         for done, (item, found) in enumerate(zip(items, pool.map(_try_read, items), strict=True), 1):
-            if isinstance(found, str):
+            if item.flaw:
+                unreadable.append((item, item.flaw))
+            elif isinstance(found, str):
                 unreadable.append((item, found))
             elif found is None and (alone or Path(item.member or item.path).suffix.lower() in _SUFFIXES):
                 unreadable.append((item, "it is not DICOM" if item.size() else "it is empty"))
@@ -135,6 +137,8 @@ def _try_read(item: Item) -> list[Frame] | str | None:
     """Return the frames of a file, the reason why there are none, or None for a file of another kind."""
     from pydicom.errors import InvalidDicomError
 
+    if item.flaw:
+        return None
     try:
         return read_frames(item)
     except InvalidDicomError:

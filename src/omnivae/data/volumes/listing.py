@@ -18,7 +18,9 @@ from omnivae.volume import Unit, Volume
 if TYPE_CHECKING:
     from omnivae.data.volumes.dicom_series import SeriesInfo
 
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+#: Archives are looked into for DICOM.
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
+_NOTHING = "{} holds no volume that is known here; expected NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr or DICOM series"
 #: What unique identifiers look like; folders are often named after them.
 _UID = re.compile(r"^\d+(\.\d+){4,}$")
 #: Ends of the names of volumes, the longest first.
@@ -111,13 +113,37 @@ def list_volumes(path: str | Path) -> list[VolumeEntry]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    found = sort_out(path)[0]
+    if not found:
+        raise ValueError(_NOTHING.format(path))
+    return found
+
+
+def sort_out(path: str | Path) -> tuple[list[VolumeEntry], list[SeriesInfo]]:
+    """List the volumes below a path, and the DICOM series that are none.
+
+    Args:
+        path: as :func:`list_volumes`.
+
+    Returns:
+        The volumes, and localizers, captures, derived images where there are others, other objects, and what cannot be read: files
+        that should be DICOM, and zip archives.
+
+    Raises:
+        FileNotFoundError: as there.
+        ValueError: when it holds neither.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
     if path.is_file() and is_pairs(path):
         from omnivae.data.volumes.pairs import list_members
 
-        return list_members(path)
+        return list_members(path), []
     single = path.is_file() or ome_zarr_metadata.is_ome_zarr(path)
     root = path.parent if single else path
     found: list[VolumeEntry] = []
+    aside: list[SeriesInfo] = []
     loose: list[Path] = []
     for item in [path] if single else _walk(path):
         kind = _format(item)
@@ -125,17 +151,14 @@ def list_volumes(path: str | Path) -> list[VolumeEntry]:
             found += _stores(item, root)
         elif kind == "dicom":
             loose.append(item)
-        elif kind == "zip":
-            found += _series(item, root)
         elif kind:
             found.append(VolumeEntry(item.relative_to(root).as_posix(), item, kind))
     if loose:
-        found += _series(path if single else Path(commonpath([file.parent for file in loose])), root)
-    if not found:
-        raise ValueError(
-            f"{path} holds no volume that is known here; expected NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr or DICOM series"
-        )
-    return sorted(found, key=lambda entry: natural(entry.name))
+        entries, aside = _series(path if single else Path(commonpath([file.parent for file in loose])), root)
+        found += entries
+    if not found and not any(series.frames or series.kind == "unreadable" for series in aside):
+        raise ValueError(_NOTHING.format(path))
+    return sorted(found, key=lambda entry: natural(entry.name)), aside
 
 
 def bare(name: str) -> str:
@@ -183,8 +206,6 @@ def _format(path: Path) -> str:
         return itk.SUFFIXES[path.suffix.lower()]
     if path.suffix.lower() in tiff.SUFFIXES:
         return "tiff" if tiff.is_stack(path) else ""
-    if path.suffix.lower() == ".zip":
-        return "zip"
     return "dicom" if path.suffix.lower() in _DICOM_SUFFIXES or is_dicom(path) else ""
 
 
@@ -224,15 +245,22 @@ def _about(path: Path) -> dict[str, object]:
     return ome_zarr_metadata.attributes(ome_zarr_metadata.open_group(path))
 
 
-def _series(path: Path, root: Path) -> list[VolumeEntry]:
-    """Return the DICOM series of a folder at any depth, or of an archive."""
+def _series(path: Path, root: Path) -> tuple[list[VolumeEntry], list[SeriesInfo]]:
+    """Return the DICOM series of a folder at any depth, or of an archive, and those that are no volumes."""
     from omnivae.data.volumes.dicom_series import find_series
 
     found = find_series(path)
     wanted = [s for s in found if s.kind == "image"] or [s for s in found if s.kind == "derived"]
-    entries = []
-    for series in wanted:
-        where = path if path.is_file() else Path(commonpath([item.path.parent for item in series.files]))
-        name = without_identifiers([*where.relative_to(root).parts, f"series-{series.number}"])
-        entries.append(VolumeEntry(name, path, "dicom", series=series))
-    return entries
+    entries = [VolumeEntry(series_name(series, root), path, "dicom", series=series) for series in wanted]
+    return entries, [series for series in found if series not in wanted]
+
+
+def series_name(series: SeriesInfo, root: Path) -> str:
+    """Return what a DICOM series is called: the folder of its files, without unique identifiers, and its number.
+
+    Args:
+        series: of :func:`omnivae.data.volumes.find_series`.
+        root: what names are relative to.
+    """
+    place = Path(commonpath([item.place for item in series.files]))
+    return without_identifiers([*place.relative_to(root).parts, f"series-{series.number}"])

@@ -22,7 +22,7 @@ COLUMNS = ("baseline", "followup", "name", "patient", "split", "baselineseries",
 #: Grids whose affines differ by less, mm or micrometres, are one grid.
 _SAME_GRID = 1e-6
 #: Share of the baseline that a follow-up should reach; below, it is said.
-_LITTLE = 0.5
+LITTLE = 0.5
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,34 @@ def align(
         >>> pair.followup.size, pair.overlap
         ((4, 4, 4), 0.5)
     """
+    reached = meet(baseline, followup)
+    problems = followup.problems
+    if reached.mean() < LITTLE:
+        problems = (*problems, f"little overlap: the followup reaches {100 * reached.mean():.2g} % of the baseline")
+    if followup.size == baseline.size and np.allclose(followup.affine, baseline.affine, rtol=0, atol=_SAME_GRID):
+        return VolumePair(baseline, followup.with_array(followup.array, affine=baseline.affine), reached)
+    low = float(LEAST_HU) if followup.unit == "HU" else float(followup.array.min())
+    if followup.unit == "HU" and followup.array.min() < LEAST_HU:
+        # What the scanner did not see would run into the body.
+        followup = followup.with_array(np.maximum(followup.array, LEAST_HU))
+    moved = resample(followup, baseline.size, baseline.affine, interpolation=interpolation, antialias=antialias)
+    array = np.where(reached, moved.array, np.asarray(low, moved.array.dtype))
+    return VolumePair(baseline, moved.with_array(array, problems=problems), reached)
+
+
+def meet(baseline: Volume, followup: Volume) -> np.ndarray:
+    """Return which voxels of a baseline its follow-up reaches; values are not looked at.
+
+    Args:
+        baseline: the first volume.
+        followup: the second.
+
+    Returns:
+        ``[I, J, K]`` bool, of the baseline's size; some are true.
+
+    Raises:
+        ValueError: as :func:`align`.
+    """
     for said, a, b in (
         ("has values in", baseline.unit, followup.unit),
         ("is", baseline.origin.get("modality", ""), followup.origin.get("modality", "")),
@@ -169,18 +197,7 @@ def align(
             f"baseline and followup share no place: the one covers {_box(baseline)}, the other {_box(followup)}: they are of "
             "different parts, or need to be registered first"
         )
-    problems = followup.problems
-    if reached.mean() < _LITTLE:
-        problems = (*problems, f"little overlap: the followup reaches {100 * reached.mean():.2g} % of the baseline")
-    if followup.size == baseline.size and np.allclose(followup.affine, baseline.affine, rtol=0, atol=_SAME_GRID):
-        return VolumePair(baseline, followup.with_array(followup.array, affine=baseline.affine), reached)
-    low = float(LEAST_HU) if followup.unit == "HU" else float(followup.array.min())
-    if followup.unit == "HU" and followup.array.min() < LEAST_HU:
-        # What the scanner did not see would run into the body.
-        followup = followup.with_array(np.maximum(followup.array, LEAST_HU))
-    moved = resample(followup, baseline.size, baseline.affine, interpolation=interpolation, antialias=antialias)
-    array = np.where(reached, moved.array, np.asarray(low, moved.array.dtype))
-    return VolumePair(baseline, moved.with_array(array, problems=problems), reached)
+    return reached
 
 
 def within(

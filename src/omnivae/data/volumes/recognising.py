@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from pathlib import Path
 
 #: Ends of the names of files that are volumes.
@@ -19,7 +20,7 @@ def is_volumes(path: Path) -> bool:
         path: a file or folder.
     """
     if path.is_file():
-        return path.name.lower().endswith(SUFFIXES) or is_dicom(path) or is_pairs(path)
+        return path.name.lower().endswith(SUFFIXES) or is_dicom(path) or is_pairs(path) or _is_archive(path)
     if path.name.lower().endswith(".zarr") or _is_zarr(path):
         return True
     looked = 0
@@ -32,9 +33,9 @@ def is_volumes(path: Path) -> bool:
                 continue
             if name.lower().endswith(SUFFIXES):
                 return True
-            # The files of a series often have numbers for names, and no suffix.
-            numbered = Path(name).suffix.lower() in ("", ".ima") or name.replace(".", "").isdigit()
-            if numbered and is_dicom(Path(folder) / name):
+            if _is_numbered(name) and is_dicom(Path(folder) / name):
+                return True
+            if _is_archive(Path(folder) / name):
                 return True
             looked += 1
             if looked >= _LOOKED_AT:
@@ -82,6 +83,26 @@ def column_name(cell: str) -> str:
         'followupseries'
     """
     return re.sub(r"[^a-z0-9]", "", cell.lower())
+
+
+def _is_numbered(name: str) -> bool:
+    """Return whether a file is called as those of a series often are: by a number, without a suffix."""
+    return Path(name).suffix.lower() in ("", ".ima") or name.replace(".", "").isdigit()
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive with volumes in it."""
+    if path.suffix.lower() != ".zip" or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir()]
+            if any(m.filename.lower().endswith(SUFFIXES) for m in members):
+                return True
+            numbered = [m for m in members if _is_numbered(Path(m.filename).name) and not m.flag_bits & 1]
+            return any(archive.open(m).read(132)[128:] == b"DICM" for m in numbered[:_LOOKED_AT])
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        return False
 
 
 def _is_zarr(folder: Path) -> bool:
