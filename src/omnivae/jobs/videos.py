@@ -31,7 +31,7 @@ def are_videos(files: Sequence[str | Path]) -> bool:
     Args:
         files: files and folders.
     """
-    return bool(files) and all(bool(_list(Path(file))) for file in files)
+    return bool(files) and all(bool(list_videos(Path(file))) for file in files)
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def reconstruct_videos(
     from omnivae.report.clips import clip_grid
     from omnivae.report.figures import to_png
 
-    found = [(path, name) for file in map(Path, files) for path, name in _list(file)]
+    found = [(path, name) for file in map(Path, files) for path, name in list_videos(file)]
     missing = [file for file in map(Path, files) if not file.exists()]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {missing[0]}")
@@ -81,7 +81,6 @@ def reconstruct_videos(
     if len(set(targets)) < len(targets) or {path.resolve() for path, _ in found} & set(targets):
         raise ValueError("a reconstruction would overwrite an original or another one; give --output another directory")
     loaded = model if isinstance(model, VAE) else load(model, precision)
-    device = next(loaded.parameters()).device
     codec = loaded if memory is None else Tiled(loaded.eval(), memory=memory, mode=mode)
     low, high = loaded.value_range
     written: list[Path] = []
@@ -89,18 +88,17 @@ def reconstruct_videos(
         for path, name in found:
             target = Path(output) / name
             try:
-                clip, rate = _read(path, loaded)
+                clip, rate = read_clip(path, loaded)
             except ValueError as error:
                 if on_error != "skip":
                     raise
                 log.warning("left out: %s", error)
                 continue
-            x = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float().div(255).mul(high - low).add(low).to(device)
+            x = as_input(clip, loaded)
             decoded = codec.decode(codec.encode(x)).float().clamp(low, high).cpu()
             if isinstance(codec, Tiled) and codec.seams is not None:
                 log.warning("%s: %s", path, codec.seams)
-            pixels = decoded[0].permute(1, 2, 3, 0).sub(low).div(high - low).mul(255).round().to(torch.uint8)
-            write_video(target, pixels.numpy(), rate=rate)
+            write_video(target, as_pixels(decoded, loaded), rate=rate)
             picture = clip_grid(x.cpu(), decoded, (low, high))
             write_atomic(target.with_name(f"{target.name}.png"), to_png(picture))
             written.append(target)
@@ -108,7 +106,19 @@ def reconstruct_videos(
     return written
 
 
-def _read(path: Path, model: Any) -> tuple[np.ndarray, Fraction]:
+def read_clip(path: Path, model: Any) -> tuple[np.ndarray, Fraction]:
+    """Read a whole video in the channels that a model takes.
+
+    Args:
+        path: the file.
+        model: of clips.
+
+    Returns:
+        Frames ``[T, H, W, C]`` uint8, and their rate.
+
+    Raises:
+        ValueError: for damaged files, more than 8 bits a sample, and channels that cannot be converted.
+    """
     file = read_video_header(path)
     if file.dtype != "uint8":
         raise ValueError(f"{path} has more than 8 bits a sample, which results would lose: convert it to 8 bits first")
@@ -120,7 +130,44 @@ def _read(path: Path, model: Any) -> tuple[np.ndarray, Fraction]:
     return clip, video_rate(path)
 
 
-def _list(path: Path) -> list[tuple[Path, str]]:
+def as_input(clip: np.ndarray, model: VAE) -> torch.Tensor:
+    """Return what a model of clips takes, on its device.
+
+    Args:
+        clip: frames ``[T, H, W, C]`` uint8.
+        model: of clips.
+
+    Returns:
+        ``[1, C, T, H, W]`` in the model's value range.
+    """
+    low, high = model.value_range
+    x = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float().div(255).mul(high - low).add(low)
+    return x.to(next(model.parameters()).device)
+
+
+def as_pixels(decoded: torch.Tensor, model: VAE) -> np.ndarray:
+    """Return frames of what a model decoded: the inverse of :func:`as_input`.
+
+    Args:
+        decoded: ``[1, C, T, H, W]``, within the model's value range.
+        model: of clips.
+
+    Returns:
+        ``[T, H, W, C]`` uint8.
+    """
+    low, high = model.value_range
+    return decoded[0].permute(1, 2, 3, 0).sub(low).div(high - low).mul(255).round().to(torch.uint8).numpy()
+
+
+def list_videos(path: Path) -> list[tuple[Path, str]]:
+    """List the videos at a path.
+
+    Args:
+        path: a file or folder.
+
+    Returns:
+        Each file, and its name relative to the folder.
+    """
     suffixes = (*SUFFIXES, GIF)
     if path.is_dir():
         return [(path / name, name) for name in sorted(walk(path)) if Path(name).suffix.lower() in suffixes]
