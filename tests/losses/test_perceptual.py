@@ -143,11 +143,59 @@ def test_other_channels_are_averaged_as_grey_images(alex, channels):
     assert value.item() == pytest.approx(sum(alone) / channels, rel=1e-5)
 
 
-def test_volumes_and_masks_are_refused(alex):
-    for shape in ((1, 1, 32, 32, 32), (1, 4, 32, 32, 32)):
-        x = torch.rand(shape)
-        with pytest.raises(ValueError, match="1 or 3 channels"):
-            alex(output_of(x), {"x": x})
+def test_volumes_are_seen_slice_by_slice_along_each_axis(files):
+    """With all slices it is the sum of three losses of images, whatever the order of the slices."""
+    loss = LPIPS(1.0, str(files["alex"]), network="alex", value_range=(-1, 1), slices=1.0)
+    x, y = torch.rand(1, 1, 32, 34, 33), torch.rand(1, 1, 32, 34, 33)
+    expected = 0.0
+    for axis in (2, 3, 4):
+        planes, targets = (v.movedim(axis, 1).flatten(0, 1) for v in (x, y))
+        expected += float(loss(output_of(planes), {"x": targets}))
+    for training in (True, False):
+        assert float(loss.train(training)(output_of(x), {"x": y})) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_share_of_the_slices_is_drawn_in_training_and_spread_evenly_otherwise(files):
+    loss = LPIPS(1.0, str(files["alex"]), network="alex", value_range=(-1, 1), slices=0.1, axes=[0])
+    y = torch.rand(1, 1, 40, 32, 32)
+    x = y.clone().requires_grad_()
+    with torch.no_grad():
+        x += 0.1 * torch.rand_like(x)
+    loss.eval()(output_of(x), {"x": y}).backward()
+    touched = x.grad.abs().sum((0, 1, 3, 4)) > 0
+    assert touched.nonzero().flatten().tolist() == [5, 15, 25, 35]
+    seen = set()
+    for _ in range(4):
+        x.grad = None
+        loss.train()(output_of(x), {"x": y}).backward()
+        planes = (x.grad.abs().sum((0, 1, 3, 4)) > 0).nonzero().flatten().tolist()
+        assert len(planes) == 4
+        seen |= set(planes)
+    assert len(seen) > 4
+
+
+def test_slices_that_are_too_small_name_the_axis(files):
+    loss = LPIPS(1.0, str(files["alex"]), network="alex", value_range=(-1, 1))
+    clip = torch.rand(1, 1, 4, 32, 32)
+    with pytest.raises(ValueError, match=r"along axis 1 of 4x32.*leave axis 1 out"):
+        loss(output_of(clip), {"x": clip})
+    frames = LPIPS(1.0, str(files["alex"]), network="alex", value_range=(-1, 1), axes=[0])
+    assert list(loss.seen_size((4, 32, 32))) == [4, 32, 32]
+    assert list(frames.seen_size((4, 32, 32))) == [32, 32]
+    assert list(loss.seen_size((32, 32))) == [32, 32]
+    assert float(frames(output_of(clip), {"x": clip})) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"slices": 0.0}, {"slices": 1.5}, {"axes": [3]}, {"axes": []}])
+def test_slices_out_of_range_are_refused(files, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LPIPS(1.0, str(files["alex"]), network="alex", **wrong)
+
+
+def test_signals_and_masks_are_refused(alex):
+    x = torch.rand(1, 1, 32)
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        alex(output_of(x), {"x": x})
     x = torch.rand(1, 1, 32, 32)
     with pytest.raises(ValueError, match="masked"):
         alex(output_of(x), {"x": x, "mask": torch.ones(1, 1, 32, 32)})

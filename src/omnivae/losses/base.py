@@ -8,7 +8,7 @@ everything" losses of other code bases are spelt here. The weight, a number or a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -52,7 +52,7 @@ class Loss(nn.Module, Component):
         num_samples: posterior samples K that the loss asks for.
         needs: what the model must have: what its posterior provides ("density", "diagonal", "indices", or the name of a
             penalty), "prior", "independent prior" (in its dimensions), "kl of each element", "vector latent", "one latent",
-            "images" (two spatial axes), "pictures" (images of 1 or 3 channels), "any size" (a latent that is resized
+            "planes" (two or three spatial axes), "pictures" (images of 1 or 3 channels), "any size" (a latent that is resized
             and turned decodes to an image that is).
         instead: property that is missing -> the setting to change, where dropping the loss is not the first thing to do.
         replaces: losses that this one stands in the place of.
@@ -110,6 +110,17 @@ class Loss(nn.Module, Component):
             dim: number of spatial axes of an image.
             latent_axes: number of spatial axes of z; 0 for a vector.
         """
+
+    def seen_size(self, size: Sequence[int]) -> Sequence[int]:
+        """Return those of an image's sizes that ``least_size`` is about: all, unless the loss looks at slices.
+
+        Args:
+            size: spatial size.
+
+        Returns:
+            Some of its numbers.
+        """
+        return size
 
     @property
     def inside(self) -> str | None:

@@ -17,7 +17,7 @@ OF_A_MODEL = frozenset(
     {
         "pixels",
         "any size",
-        "images",
+        "planes",
         "pictures",
         "prior",
         "independent prior",
@@ -67,11 +67,12 @@ def check_size(losses: Mapping[str, Loss], size: Sequence[int]) -> None:
         ValueError: names the loss and two valid alternatives.
     """
     for name, loss in losses.items():
-        if min(size, default=loss.least_size) < loss.least_size:
+        if min(loss.seen_size(size), default=loss.least_size) < loss.least_size:
             shown = "x".join(str(n) for n in size)
+            mend = "resize them (data.image_size)" if len(size) < 3 else "take larger patches (data.volume.patch_size)"
             raise Refusal(
                 f"got images of {shown}; the loss {name!r} needs at least {loss.least_size} along each axis",
-                (f"resize them (data.image_size) or {loss.smaller}" if loss.smaller else "resize them (data.image_size)",
+                (f"{mend} or {loss.smaller}" if loss.smaller else mend,
                  f"add --losses.{name}.weight 0 to train without it"),
             )  # fmt: skip
 
@@ -91,7 +92,7 @@ def properties(vae: nn.Module) -> frozenset[str]:
         >>> sorted(three)[:4]
         ['any size', 'density', 'diagonal', 'independent prior']
         >>> sorted(two - three)
-        ['images', 'pictures']
+        ['pictures']
     """
     have = set(getattr(vae.posterior, "provides", frozenset()))
     pixels = getattr(vae, "pixels", True)
@@ -100,7 +101,7 @@ def properties(vae: nn.Module) -> frozenset[str]:
     encoder: Any = vae.encoder
     whole = getattr(vae, "stack_size", None) is None and not hasattr(encoder, "padded_size")
     have |= {"any size"} if whole and len(set(strides(encoder, encoder.dim))) < 2 else set()
-    have |= {"images"} if pixels and vae.dim == 2 else set()
+    have |= {"planes"} if pixels and vae.dim in (2, 3) else set()
     have |= {"pictures"} if pixels and vae.dim == 2 and vae.in_channels in (1, 3) else set()
     # Of several levels each has its prior, which the levels above decide; a class that is inferred is a latent too.
     levels = getattr(vae, "num_levels", 1)
@@ -121,8 +122,8 @@ def _refusal(name: str, loss: Loss, missing: frozenset[str], vae: nn.Module, hav
             f"the loss {name!r} compares pixels, and this {type(vae).__name__} reads sentences",
             ("use nll, or iwae in the place of nll and kl", "train a model of images"),
         )
-    if missing & {"images", "pictures"}:
-        kind = "images" if "images" in missing else "images of 1 or 3 channels"
+    if missing & {"planes", "pictures"}:
+        kind = "images or slices of volumes" if "planes" in missing else "images of 1 or 3 channels"
         return Refusal(
             f"the loss {name!r} looks at {kind} through a network trained on photographs, and this "
             f"{type(vae).__name__} is of {vae.in_channels} channels in {vae.dim}-D",
