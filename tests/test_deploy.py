@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from omnivae.jobs.config import read_run
+from omnivae.cli.train import read_run
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "deploy"
