@@ -62,10 +62,39 @@ def test_tiled_stacks_equal_the_model(stack_size, overlap, frames):
     assert tiled.seams is None
 
 
-def test_windows_of_the_native_networks_equal_the_model():
-    model = VideoVAE(3, 2, base_channels=4, num_res_blocks=1, num_groups=2, stack_size=5, overlap=3)
-    model = shaken(model)
-    assert_equal(model, clip(1, 3, 12, 19, 30), omnivae.Tiled(model, memory="1.5 MB"))
+NATIVE = {"base_channels": 4, "num_res_blocks": 1, "num_groups": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "frames"),
+    [({}, 9), ({}, 1), ({"mid_attention": True}, 5), ({"time_stride": 4}, 9), ({"stack_size": 5, "overlap": 3}, 9)],
+)
+def test_native_networks_normalise_each_frame_by_itself(arguments, frames):
+    model = shaken(VideoVAE(3, 2, **NATIVE, **arguments))
+    x = clip(1, 3, frames, 21, 30)
+    x[:, :, frames // 2] *= 5  # frames differ in their statistics
+    tiled = omnivae.Tiled(model, memory=200_000 + 2 * x.numel() * 8)
+    assert_equal(model, x, tiled)
+    schedule = omnivae.Tiled(model, memory=200_000).encode_schedule(x.shape[2:])
+    assert max(step.num_tiles for step in schedule.steps) > 1, "nothing is tiled"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_networks_in_lower_precision(dtype):
+    model = shaken(VideoVAE(3, 2, **NATIVE), torch.float32)
+    x = clip(1, 3, 5, 32, 48, dtype=torch.float32)
+    with torch.no_grad():
+        whole = model.encode(x).mean
+        found = omnivae.Tiled(model.to(dtype), memory="400 kB").encode(x.to(dtype)).mean
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(found.float(), whole, atol=tolerance * whole.std().item(), rtol=tolerance)
+
+
+def test_an_inflated_model_of_images():
+    torch.manual_seed(0)
+    images = omnivae.kl_autoencoder(channels=(4, 8), num_res_blocks=1, num_groups=2, mid_attention=False)
+    model = shaken(omnivae.inflate(images, inflation="average"))
+    assert_equal(model, clip(1, 3, 6, 21, 30), omnivae.Tiled(model, memory="500 kB"))
 
 
 def test_parameters_are_blended_before_they_become_pixels():

@@ -135,7 +135,7 @@ def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sin
         for region in step.tiles():
             tile = evaluate(node, region, values)
             for reduce in states:
-                states[reduce] = reduce.update(states[reduce], tile)
+                states[reduce] = reduce.update(states[reduce], tile, region)
             if buffer is not None:
                 buffer.write(region, tile)
             if sink is not None:

@@ -239,8 +239,8 @@ class Reduce(Node):
         super().__init__(shape, dtype, (None,) * len(shape), (field,), tensors)
         self.kind, self.finish = kind, finish
 
-    def update(self, state: Any, tile: Tensor) -> Any:
-        """Return what was accumulated with one more tile."""
+    def update(self, state: Any, tile: Tensor, region: Region) -> Any:
+        """Return what was accumulated with one more tile, of a region."""
         if tile.dtype.itemsize < 4:
             for part in pieces(tile, self.inputs[0].dims()):
                 state = self._merge(state, part.float())
@@ -255,16 +255,25 @@ class Reduce(Node):
             return value if state is None else merge(state, value)
         variance, mean = torch.var_mean(tile, dim=dims, correction=0)
         count = math.prod(tile.shape[d] for d in dims)
-        variance, mean = variance.double(), mean.double()
-        if state is None:
-            return count, mean, variance * count
-        before, old, squares = state
-        total, delta = before + count, mean - old
-        return (
-            total,
-            old + delta * (count / total),
-            squares + variance * count + delta.square() * (before * count / total),
-        )
+        new = count, mean.double(), variance.double() * count
+        return new if state is None else merge_moments(state, new)
+
+
+def merge_moments(before: Any, new: Any) -> Any:
+    """Return count, mean and sum of squared deviations of two sets from those of each (Chan, Golub & LeVeque, 1979).
+
+    Args:
+        before: of the first, which may be empty.
+        new: of the second.
+
+    Example:
+        >>> one, three = torch.tensor(1.0), torch.tensor(3.0)
+        >>> [float(value) for value in merge_moments((1, one, 0 * one), (1, three, 0 * three))]
+        [2.0, 2.0, 2.0]
+    """
+    (count, mean, squares), (more, other, spread) = before, new
+    total, delta = count + more, other - mean
+    return total, mean + delta * (more / total), squares + spread + delta.square() * (count * more / total)
 
 
 def pieces(tile: Tensor, dims: Sequence[int]) -> tuple[Tensor, ...]:

@@ -345,6 +345,11 @@ def regroup(shape: Sequence[int], axes: Axes, target: Sequence[int]) -> tuple[Ax
                 have, i = have * shape[i], i + 1
             else:
                 want, j = want * target[j], j + 1
+        # Lengths of one fit anywhere: an axis stays beside those it was folded with, and is the last when it is unfolded.
+        while have == 1 and i < len(shape) and shape[i] == 1 and axes[i] is not None and target[j : j + 1] != [1]:
+            i += 1
+        while j < len(target) and target[j] == 1 and axes[i - 1] is not None and (i == len(shape) or shape[i] != 1):
+            j += 1
         group, made = range(first_i, i), range(first_j, j)
         spatial = [dim for dim in group if axes[dim] is not None]
         if not spatial:

@@ -229,6 +229,8 @@ def on_whole(func: Any, *args: Any, **kwargs: Any) -> Any:
     if getattr(func, "_schema", None) is not None and func._schema.is_mutable:
         raise RuntimeError(f"it writes into a tensor with {func}")
     lazy = first_lazy((args, kwargs))
+    if func is aten.view.default:
+        func = aten.reshape.default  # what is gathered from tiles may lie in another order in memory
     made = on_meta(func, args, kwargs)
     operation, tensors = bind(func, args, kwargs)
     nodes = []

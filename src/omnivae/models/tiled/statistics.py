@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnivae.models.tiled.graph import Constant, Local, Node, Reduce, pieces
+from omnivae.models.tiled.graph import Constant, Local, Node, Reduce, Region, merge_moments, pieces
 from omnivae.models.tiled.operators import handles, is_plain
 from omnivae.models.tiled.record import LazyTensor, aten, field_of, node_of, on_meta
 
@@ -44,8 +44,10 @@ def _instance_norm(
 def group_norm(x: LazyTensor, weight: Any, bias: Any, groups: int, eps: float) -> Any:
     """Record a normalisation over space and groups of channels."""
     source = field_of(x, x)
-    if not is_plain(source, x.ndim - 2) or source.axes[0] is not None:
+    if not is_plain(source, x.ndim - 2):
         return NotImplemented
+    if source.axes[0] is not None:
+        return x.like(_of_frames(x, source, weight, bias, groups, eps))
     shape = (2, 1, x.shape[1], *[1] * (x.ndim - 2))
     wide = torch.promote_types(x.dtype, torch.float32)
     statistics = Reduce(
@@ -81,6 +83,59 @@ def _scale_(tile: Tensor, affine: Tensor) -> Tensor:
     return tile
 
 
+def _of_frames(x: LazyTensor, source: Node, weight: Any, bias: Any, groups: int, eps: float) -> Node:
+    """Normalise each position along the first axis by itself: the frames of a clip, folded into the batch."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    shape = (x.shape[0], 2 * x.shape[1], *[1] * (x.ndim - 2))
+    statistics = FrameMoments(
+        source,
+        "moments",
+        functools.partial(_affine_of_frames, groups=groups, eps=eps, shape=shape, dtype=wide),
+        shape,
+        wide,
+        tensors=(weight, bias),
+    )
+    statistics.module = x.recording.module
+
+    def scale(tile: Tensor, affine: Tensor) -> Tensor:
+        factor, summand = affine.chunk(2, 1)
+        return torch.addcmul(summand, tile, factor).to(tile.dtype)
+
+    return Local(scale, source.shape, source.dtype, source.axes, (source, statistics))
+
+
+class FrameMoments(Reduce):
+    """Moments of each channel of each frame, where frames are the first dimension of a field ``[T, C, *S]``."""
+
+    def update(self, state: Any, tile: Tensor, region: Region) -> Any:
+        if state is None:
+            frames, channels = self.inputs[0].shape[:2]
+            state = (
+                torch.zeros(frames, 1, dtype=torch.float64),
+                *torch.zeros(2, frames, channels, dtype=torch.float64),
+            )
+        dims = range(2, tile.ndim)
+        for part in pieces(tile, dims) if tile.dtype.itemsize < 4 else (tile,):
+            variance, mean = torch.var_mean(
+                part.to(torch.promote_types(part.dtype, torch.float32)), dim=[*dims], correction=0
+            )
+            count = math.prod(part.shape[2:])
+            # Views: what is merged lands in the state.
+            here = [value[slice(*region[0])] for value in state]
+            merged = merge_moments(tuple(here), (count, mean.double().cpu(), variance.double().cpu() * count))
+            for value, new in zip(here, merged, strict=True):
+                value.copy_(new)
+        return state
+
+
+def _affine_of_frames(state: Any, weight: Tensor | None, bias: Tensor | None, **settings: Any) -> Tensor:
+    """Return factors and summands ``[T, 2 * C, 1, ...]`` of each frame's channels."""
+    groups, eps, shape, dtype = (settings[name] for name in ("groups", "eps", "shape", "dtype"))
+    device = weight.device if weight is not None else state[1].device
+    count, mean, squares = (value.to(device) for value in state)
+    return torch.cat(_factors(count, mean, squares, weight, bias, groups, eps), 1).reshape(tuple(shape)).to(dtype)
+
+
 def _affine(
     state: tuple[int, Tensor, Tensor],
     weight: Tensor | None,
@@ -91,18 +146,42 @@ def _affine(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return factor and summand of each channel: ``(x - mean) / sqrt(variance + eps) * weight + bias``."""
+    """Return factor and summand of each channel."""
     count, mean, squares = state
-    mean, squares = mean.reshape(groups, -1), squares.reshape(groups, -1)
-    centre = mean.mean(1, keepdim=True)
-    variance = (squares / count + (mean - centre).square()).mean(1, keepdim=True)
-    factor = (variance + eps).rsqrt().expand_as(mean).flatten()
+    factor, summand = _factors(count, mean.reshape(1, -1), squares.reshape(1, -1), weight, bias, groups, eps)
+    return torch.stack([factor, summand]).reshape(tuple(shape)).to(dtype)
+
+
+def _factors(
+    count: int | Tensor,
+    mean: Tensor,
+    squares: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Return a and b of ``a * x + b = (x - mean) / sqrt(variance + eps) * weight + bias``.
+
+    Args:
+        count: positions.
+        mean: of each channel, ``[N, C]``.
+        squares: sums of squared deviations from it, ``[N, C]``.
+        weight: ``[C]``.
+        bias: ``[C]``.
+        groups: of channels, each with one mean and variance.
+        eps: added to variances.
+    """
+    each, means = squares / count, mean.unflatten(1, (groups, -1))
+    centre = means.mean(2, keepdim=True)
+    variance = (each.unflatten(1, (groups, -1)) + (means - centre).square()).mean(2, keepdim=True)
+    factor = (variance + eps).rsqrt().expand_as(means).flatten(1)
     if weight is not None:
         factor = factor * weight.double()
-    summand = -centre.expand_as(mean).flatten() * factor
+    summand = -centre.expand_as(means).flatten(1) * factor
     if bias is not None:
         summand = summand + bias.double()
-    return torch.stack([factor, summand]).reshape(tuple(shape)).to(dtype)
+    return factor, summand
 
 
 @handles(aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
