@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def decode_latents(
 
     Pictures: format, bit depth and colour mode are those of the encoded files, as far as such files can hold a picture; an alpha
     channel that the model does not see is opaque. Images that were in no file of their own become PNG. Volumes: see
-    :func:`omnivae.jobs.volumes_decode.decode_volumes`.
+    :func:`omnivae.jobs.volumes_decode.decode_volumes`; videos: :func:`omnivae.jobs.videos_store.decode_videos`.
 
     Args:
         latents: posterior stores, or shards of them.
@@ -58,7 +59,7 @@ def decode_latents(
         seed: of the draws.
         batch_size: latents at once, of pictures.
         format: of volumes: "nifti" or "ome-zarr"; "auto" is NIfTI of patients and OME-Zarr of everything else.
-        memory: budget for volumes, such as "4GB": they are decoded tile by tile.
+        memory: budget for volumes and videos, such as "4GB": they are decoded tile by tile.
         mode: of the tiles.
         precision: of the networks.
         progress: show progress on a terminal.
@@ -85,16 +86,22 @@ def decode_latents(
     kinds = {store.kind for store, _ in chosen}
     if len(kinds) > 1:
         raise ValueError(f"got stores of {' and of '.join(sorted(kinds))}; decode one store at a time")
-    if kinds == {"volumes"}:
+    if format != "auto" and kinds != {"volumes"}:
+        raise ValueError(
+            f"got --format {format}, which is for volumes, and these latents are of {kinds.pop()}: leave it out"
+        )
+    if kinds & {"volumes", "videos"}:
+        from omnivae.jobs.videos_store import decode_videos
         from omnivae.jobs.volumes_codec import check_precision
         from omnivae.jobs.volumes_decode import decode_volumes
 
         check_precision(memory, mode, precision)
-        return decode_volumes(
+        loaded = load(directory, precision)
+        run = decode_videos if kinds == {"videos"} else partial(decode_volumes, format=format)
+        return run(
             chosen,
-            load(directory, precision),
+            loaded,
             Path(output),
-            format=format,
             memory=memory,
             mode=mode,
             sample=sample,
@@ -102,10 +109,8 @@ def decode_latents(
             precision=precision,
             progress=progress,
         )
-    if memory is not None or format != "auto" or mode != "exact":
-        raise ValueError(
-            f"got --memory, --format or --mode, which are for volumes, and these latents are of {kinds.pop()}"
-        )
+    if memory is not None or mode != "exact":
+        raise ValueError("got --memory or --mode, which are for volumes and videos, and these latents are of images")
     return _decode_images(
         chosen,
         directory,

@@ -44,3 +44,20 @@ def progress_bar(what: str, total: int, enabled: bool = True, items: str = "imag
             bar.update(task, rate=f"{speed:,.1f} {items}/s" if speed else "")
 
         yield advance
+
+
+def percent(advance: Callable[[int], None]) -> Callable[[float], None]:
+    """Return a function that tells a progress bar in percent of what it is called with: the share done.
+
+    Args:
+        advance: of the bar.
+    """
+    told = 0
+
+    def tell(share: float) -> None:
+        nonlocal told
+        now = int(100 * share)
+        advance(now - told)
+        told = now
+
+    return tell

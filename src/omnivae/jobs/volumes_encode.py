@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from omnivae.data.config import OnError
-from omnivae.distributions import DiagonalGaussian
 from omnivae.jobs.evaluate import load
+from omnivae.jobs.file_list import FileItem, FileList, on_cpu, one_by_one
 from omnivae.jobs.filling import (
     Encoded,
     EncodeResult,
@@ -22,19 +20,11 @@ from omnivae.jobs.filling import (
     fill_store,
     launch,
 )
-from omnivae.jobs.images import Part, not_gaussian
+from omnivae.jobs.images import Part
 from omnivae.jobs.store import Dtype, Entry
 from omnivae.jobs.volumes import OnGaps
 from omnivae.jobs.volumes_codec import Mode, VolumeCodec, check_precision
-from omnivae.jobs.volumes_store import (
-    VolumeItem,
-    VolumeList,
-    describe_volume,
-    is_named_data,
-    volumes_of_paths,
-    volumes_of_run,
-)
-from omnivae.jobs.volumes_work import percent
+from omnivae.jobs.volumes_store import describe_volume, is_named_data, volumes_of_paths, volumes_of_run
 from omnivae.models import VAE
 from omnivae.models.storage import find_model
 from omnivae.models.tiled.memory import parse_bytes
@@ -120,7 +110,7 @@ def encode_volumes(
         items = volumes_of_run(codec, directory, str(paths[0]) if paths else None, part)
     else:
         items = volumes_of_paths(codec, paths, target, series=series, time=time, unit=unit, on_gaps=on_gaps)
-    volumes = VolumeList(items, limit)
+    volumes = FileList(items, "volumes", limit)
     info = describe_store(
         loaded,
         directory,
@@ -130,25 +120,23 @@ def encode_volumes(
         recipe={"data": None, "model": str(model), "split": part, "limit": limit, "series": series},
     )
 
-    def encode(numbers: list[int], advance: Callable[[int], None]) -> Iterator[Encoded]:
-        for i in numbers:
-            tell = percent(advance)
-            try:
-                encoded = _encode(codec, volumes.items[i], volumes.content_hash(i), tell)
-            except (ValueError, EOFError) as error:
-                if on_error == "stop":
-                    raise
-                log.warning("left out: %s", error)
-                volumes.skipped.add(i)
-                encoded = []
-            yield encoded
-            tell(1.0)
+    def encode(item: FileItem, content: str, tell: Callable[[float], None]) -> Encoded:
+        return _encode(codec, item, content, tell)
 
     source = ", ".join(map(str, paths)) or "the run"
-    return fill_store(target, info, volumes, encode, source=source, shard_mib=shard_mib, steps=100, progress=progress)
+    return fill_store(
+        target,
+        info,
+        volumes,
+        one_by_one(volumes, encode, on_error),
+        source=source,
+        shard_mib=shard_mib,
+        steps=100,
+        progress=progress,
+    )
 
 
-def _encode(codec: VolumeCodec, item: VolumeItem, content: str, tell: Callable[[float], None]) -> Encoded:
+def _encode(codec: VolumeCodec, item: FileItem, content: str, tell: Callable[[float], None]) -> Encoded:
     try:
         volume = item.read()
         for problem in volume.problems:
@@ -165,13 +153,7 @@ def _encode(codec: VolumeCodec, item: VolumeItem, content: str, tell: Callable[[
         if item.name.split("/")[-1] in str(error):
             raise
         raise ValueError(f"{item.name}: {error}") from error
-    if not isinstance(posterior, DiagonalGaussian):
-        raise ValueError(not_gaussian(codec.model, type(posterior).__name__))
-    # Copies: a view of the head's output would keep all of that alive for as long as the latent waits to be written.
-    mean, logvar = (
-        t[0].to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
-        for t in (posterior.mean, posterior.logvar)
-    )
+    mean, logvar = on_cpu(codec.model, posterior)
     return [(Entry(item.name, content, None, seen.applied.volume.size, file), mean, logvar)]
 
 

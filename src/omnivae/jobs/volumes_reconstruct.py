@@ -15,7 +15,7 @@ import torch
 
 from omnivae.files import write_atomic
 from omnivae.jobs.evaluate import load
-from omnivae.jobs.progress import progress_bar
+from omnivae.jobs.progress import percent, progress_bar
 from omnivae.jobs.volumes import OnGaps
 from omnivae.jobs.volumes_codec import Mode, Rebuilt, VolumeCodec, check_precision
 from omnivae.jobs.volumes_work import (
@@ -25,7 +25,6 @@ from omnivae.jobs.volumes_work import (
     fingerprint,
     format_for,
     names_of,
-    percent,
     read_for,
     volumes_at,
     write_result,

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from omnivae.data.volumes.dataset_loading import find_volumes
 from omnivae.data.volumes.dataset_source import Entry, path_hash, with_channels
 from omnivae.data.volumes.listing import VolumeEntry
 from omnivae.data.volumes.transforms import geometry_of
+from omnivae.jobs.file_list import FileItem
 from omnivae.jobs.images import Part
 from omnivae.jobs.run_data import data_for, run_data
 from omnivae.jobs.volumes import OnGaps, bare_name
@@ -32,57 +33,6 @@ from omnivae.volume import Stored, Unit, Volume
 _DETACHED = (".nhdr", ".mhd")
 
 
-@dataclass(frozen=True)
-class VolumeItem:
-    """A volume that has not been read yet.
-
-    Attributes:
-        name: its key in a store; tells of no patient.
-        read: reads it.
-        content: SHA-256 of it as it is stored.
-    """
-
-    name: str
-    read: Callable[[], Volume]
-    content: Callable[[], str]
-
-
-class VolumeList:
-    """Volumes that a store is filled with (:class:`omnivae.jobs.filling.Items`).
-
-    Args:
-        items: the volumes.
-        limit: take at most so many of them, mixed by the hash of their names.
-
-    Raises:
-        ValueError: when there are none.
-    """
-
-    what = "volumes"
-
-    def __init__(self, items: Sequence[VolumeItem], limit: int | None = None) -> None:
-        if limit is not None:
-            if limit < 1:
-                raise ValueError(f"got a limit of {limit} volumes (--data.limit); expected at least 1")
-            items = sorted(items, key=lambda item: hashlib.sha256(item.name.encode()).digest())[:limit]
-        self.items = sorted(items, key=lambda item: item.name)
-        self.keys = [item.name for item in self.items]
-        self.skipped: set[int] = set()
-        self._contents: dict[int, str] = {}
-
-    def label(self, i: int) -> None:
-        """Return None: volumes have no label."""
-
-    def cond(self, i: int) -> None:
-        """Return None: volumes have no condition."""
-
-    def content_hash(self, i: int) -> str:
-        """Return the SHA-256 of volume ``i`` as it is stored."""
-        if i not in self._contents:
-            self._contents[i] = self.items[i].content()
-        return self._contents[i]
-
-
 def volumes_of_paths(
     codec: VolumeCodec,
     paths: Sequence[str | Path],
@@ -92,7 +42,7 @@ def volumes_of_paths(
     time: int | None,
     unit: Unit | None,
     on_gaps: OnGaps,
-) -> list[VolumeItem]:
+) -> list[FileItem]:
     """List volumes under the names that ``omnivae reconstruct`` gives them.
 
     Args:
@@ -110,7 +60,7 @@ def volumes_of_paths(
     """
     entries = volumes_at(paths, series, output=output)
     return [
-        VolumeItem(
+        FileItem(
             name,
             partial(read_for, codec.unit, entry, unit=unit, time=time, on_gaps=on_gaps),
             partial(content_of, entry),
@@ -119,7 +69,7 @@ def volumes_of_paths(
     ]
 
 
-def volumes_of_run(codec: VolumeCodec, directory: Path, path: str | None, part: Part) -> list[VolumeItem]:
+def volumes_of_run(codec: VolumeCodec, directory: Path, path: str | None, part: Part) -> list[FileItem]:
     """List the volumes of a run, or those of a split of any data, as training finds and names them.
 
     Args:
@@ -143,7 +93,7 @@ def volumes_of_run(codec: VolumeCodec, directory: Path, path: str | None, part: 
     if not entries:
         raise ValueError(f"{config.path} has no volumes in the split {part!r}")
     names = config.volume.channel_names
-    return [VolumeItem(bare_name_of(entry.key), partial(_load, entry, names), entry.content_hash) for entry in entries]
+    return [FileItem(bare_name_of(entry.key), partial(_load, entry, names), entry.content_hash) for entry in entries]
 
 
 def is_named_data(paths: Sequence[str | Path]) -> bool:

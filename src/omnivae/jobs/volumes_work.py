@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,20 +262,3 @@ def fingerprint(entry: VolumeEntry) -> str:
     facts = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     text = json.dumps([facts, entry.position, None if entry.series is None else entry.series.number])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def percent(advance: Callable[[int], None]) -> Callable[[float], None]:
-    """Return a function that tells a progress bar in percent of what it is called with: the share done.
-
-    Args:
-        advance: of the bar.
-    """
-    told = 0
-
-    def tell(share: float) -> None:
-        nonlocal told
-        now = int(100 * share)
-        advance(now - told)
-        told = now
-
-    return tell
