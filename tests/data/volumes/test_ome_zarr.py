@@ -243,6 +243,8 @@ def test_what_is_written_follows_the_specification(tmp_path, version):
     root = zarr.open_group(str(path), mode="r")
     plate = root.attrs["ome"]["plate"] if version == "0.5" else root.attrs["plate"]
     assert plate["wells"] == [{"path": "B/3", "rowIndex": 0, "columnIndex": 0}]
+    well = root["B/3"].attrs["ome"]["well"] if version == "0.5" else root["B/3"].attrs["well"]
+    assert plate["version"] == well["version"] == version
     assert (plate["rows"], plate["columns"]) == ([{"name": "B"}], [{"name": "3"}])
     field = root["B/3/0"].attrs["ome"] if version == "0.5" else dict(root["B/3/0"].attrs)
     image = field["multiscales"][0]
@@ -256,6 +258,20 @@ def test_what_is_written_follows_the_specification(tmp_path, version):
     np.testing.assert_allclose(move["translation"], [0, 0, 3.0, 100.3, -7.45])
     np.testing.assert_allclose(coarse[0, :, :, 0, 0], fine[0, :, :, :2, :2].mean((2, 3)), rtol=1e-6)
     assert [channel["label"] for channel in field["omero"]["channels"]] == ["Phase3D", "GFP"]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_an_oblique_patient_comes_back_exactly_and_others_see_its_spacing(tmp_path, version):
+    turn = np.array([[2, -2, 1], [1, 2, 2], [-2, -1, 2]]) / 3  # orthogonal
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * [0.7, 0.8, 2.5], [-100.1, 33.3, 7.7]
+    path = write_ome_zarr(Volume(random(1, 8, 6, 4), affine), tmp_path / "p.ome.zarr", version=version)
+    assert np.array_equal(read_volume(path).affine, affine)
+    about = zarr.open_group(str(path), mode="r").attrs
+    image = (about["ome"] if version == "0.5" else about)["multiscales"][0]
+    assert [axis.get("unit") for axis in image["axes"]] == [None, None, *["millimeter"] * 3]
+    (step,) = image["datasets"][0]["coordinateTransformations"]
+    np.testing.assert_allclose(step["scale"], [1, 1, 2.5, 0.8, 0.7], rtol=1e-15)
 
 
 def test_coarser_levels_of_a_patient_lie_where_their_voxels_lie(tmp_path):

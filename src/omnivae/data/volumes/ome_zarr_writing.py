@@ -229,6 +229,8 @@ def _halved(array: np.ndarray) -> np.ndarray:
 
 def _set(group: Any, version: str, key: str, value: Any) -> None:
     if version == "0.5":
+        if key in ("plate", "well"):  # which name their version themselves, too
+            value = {**value, "version": "0.5"}
         group.attrs["ome"] = {**dict(group.attrs.get("ome", {})), "version": "0.5", key: value}
         return
     if key == "multiscales":
