@@ -53,7 +53,7 @@ def encode_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of ``omnivae encode``."""
     parser = make_parser(
         "encode",
-        "Write the posteriors of images or volumes into a store, or bring a store up to date: the same command does both.",
+        "Write the posteriors of images, volumes or videos into a store, or bring a store up to date: the same command does both.",
         "omnivae encode runs/photos photos/ -o latents/photos; omnivae encode models/maisi scans/ -o latents/ct --memory 4GB",
     )
     parser.add_argument("model", type=str, help="a model directory or a run")
@@ -61,8 +61,8 @@ def encode_parser() -> jsonargparse.ArgumentParser:
         "files",
         type=str,
         nargs="*",
-        help="images, in the place of --data.path; for a model of volumes DICOM, NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr, or "
-        "folders of them; the run's own by default",
+        help="images, in the place of --data.path; for a model of three axes DICOM, NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr, "
+        "videos, or folders of them; the run's own by default",
     )
     parser.add_argument("-o", "--output", type=str, required=True, help="the store: a folder")
     _add_images(
@@ -101,7 +101,7 @@ def encode(argv: Sequence[str]) -> int:
     launch()
     loaded = None if is_text_model(given.model) else load(given.model, given.precision)
     if loaded is not None and loaded.dim == 3:
-        return _encode_volumes(given, files, loaded)
+        return _encode_whole(given, files, loaded)
     refuse_volumes(given, encode_parser())
     if len(files) > 1:
         raise ValueError(f"got {len(files)} paths of images; a store is of one data set: give one path")
@@ -125,14 +125,40 @@ def encode(argv: Sequence[str]) -> int:
     return 0
 
 
-def _encode_volumes(given: jsonargparse.Namespace, files: list[str], loaded: VAE) -> int:
+def _encode_whole(given: jsonargparse.Namespace, files: list[str], loaded: VAE) -> int:
+    """Encode volumes or videos, one by one."""
+    from omnivae.jobs.run_data import run_data
+    from omnivae.jobs.videos import are_videos
+    from omnivae.jobs.videos_store import encode_videos
     from omnivae.jobs.volumes_encode import encode_volumes
     from omnivae.jobs.volumes_store import said_of_clipping
+    from omnivae.models.storage import find_model
 
+    own = None if files else run_data(find_model(given.model))
+    videos = are_videos(files or ([] if own is None else [own.path]))
+    what, odd = "volumes", ["data.image_size", "data.channels", "batch_size", "num_workers"]
+    if videos:
+        what, odd = "videos", [*odd, "data.split", "series", "time", "unit", "on_gaps", "window", "percentiles"]
     plain = encode_parser().get_defaults()
-    for name in ("data.image_size", "data.channels", "batch_size", "num_workers"):
+    for name in odd:
         if given[name] != plain[name]:
-            raise ValueError(f"got --{name}, which is for images, and the model takes volumes: leave it out")
+            raise ValueError(f"got --{name}, and {what} are encoded whole, one by one: leave it out")
+    if videos:
+        result = encode_videos(
+            given.model,
+            files or [own.path],  # type: ignore[union-attr]
+            given.output,
+            on_error=given.data.on_error or "stop",
+            limit=given.data.limit,
+            memory=given.memory,
+            mode=given.mode,
+            dtype=given.dtype,
+            precision=given.precision,
+            shard_mib=given.shard_mib,
+            loaded=loaded,
+        )
+        print(result)
+        return 0
     result = encode_volumes(
         given.model,
         files,
@@ -164,7 +190,7 @@ def decode_parser() -> jsonargparse.ArgumentParser:
     parser = make_parser(
         "decode",
         "Decode posteriors: into pictures under the names and in the sizes of the images that were encoded, into volumes on the "
-        "grids, in the units and types of the scans.",
+        "grids, in the units and types of the scans, into videos of their size and rate.",
         "omnivae decode latents/photos -o decoded/; omnivae decode latents/ct --model models/maisi -o decoded/ --memory 4GB",
     )
     parser.add_argument("latents", type=str, nargs="+", help="posterior stores, or shards of them")

@@ -99,7 +99,10 @@ def add_tiles(parser: jsonargparse.ArgumentParser, what: str) -> None:
         what: it does, tile by tile.
     """
     parser.add_argument(
-        "--memory", type=str | None, default=None, help=f"of volumes: budget such as 4GB; {what} tile by tile"
+        "--memory",
+        type=str | None,
+        default=None,
+        help=f"of volumes and videos: budget such as 4GB; {what} tile by tile",
     )
     parser.add_argument("--mode", type=Literal["exact", "blended"], default="exact", help="of the tiles, with --memory")
 
