@@ -34,8 +34,9 @@ def write_phantoms(
     """Write phantoms and their truth into a folder.
 
     ``ct`` and ``mr`` write ``volumes/``, ``labels/`` (structures) and ``lesions/`` of ``count`` patients; ``pair`` writes each CT
-    twice, ``without/`` and ``with/`` lesions; ``plate`` writes ``plate.ome.zarr`` of ``count`` fields of cells, two in a well, and
-    ``labels.ome.zarr`` with the number of each nucleus and ``plate_map.csv`` with the condition of each well.
+    twice, ``without/`` and ``with/`` lesions, and lists them in ``pairs.csv`` (:func:`omnivae.data.volumes.read_pairs`); ``plate``
+    writes ``plate.ome.zarr`` of ``count`` fields of cells, two in a well, ``labels.ome.zarr`` with the number of each nucleus and
+    ``plate_map.csv`` with the condition of each well.
 
     Args:
         output: folder.
@@ -50,7 +51,7 @@ def write_phantoms(
         progress: whether to show a bar on a terminal.
 
     Returns:
-        The folder (or store) of the volumes, then that of each truth; of a plate the map comes last.
+        The folder (or store) of the volumes, then that of each truth; of a plate the map comes last, of pairs their listing.
 
     Raises:
         ValueError: for unknown kinds and formats, and counts below 1.
@@ -94,7 +95,12 @@ def write_phantoms(
                 folders[folder] = output / folder
                 write_volume(volume, output / folder / name)
             advance(1)
-    return list(folders.values())
+    if kind != "pair":
+        return list(folders.values())
+    names = [f"{kind}_{number:03d}" for number in range(seed, seed + count)]
+    rows = [f"without/{name}.{format},with/{name}.{format},{name}" for name in names]
+    write_atomic(output / "pairs.csv", "\n".join(["baseline,followup,name", *rows, ""]).encode())
+    return [*folders.values(), output / "pairs.csv"]
 
 
 def _grid(

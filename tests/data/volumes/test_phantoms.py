@@ -16,6 +16,7 @@ from omnivae.data.volumes import (
     mr_phantom,
     plate_phantom,
     plate_positions,
+    read_pairs,
     read_volume,
 )
 from omnivae.jobs.phantoms import write_phantoms
@@ -197,7 +198,11 @@ def test_folders_of_phantoms(tmp_path):
     more = write_phantoms(tmp_path / "more", kind="ct", seed=1, size=(24, 24, 16), count=1, lesions=1)
     assert np.array_equal(read_volume(more[0] / "ct_001.nii.gz").array, volume.array)
     pair = write_phantoms(tmp_path / "pair", kind="pair", **small)
-    assert [folder.name for folder in pair] == ["without", "with", "labels", "lesions"]
+    assert [folder.name for folder in pair] == ["without", "with", "labels", "lesions", "pairs.csv"]
+    listed = read_pairs(pair[-1])
+    assert [one.name for one in listed] == ["pair_000", "pair_001"]
+    assert len({one.group for one in listed}) == 2
+    assert listed[1].followup.read().size == (24, 24, 16)
     plate, labels, table = write_phantoms(tmp_path / "plate", kind="plate", size=(3, 32, 32), count=4)
     assert plate_positions(plate) == plate_positions(labels) == ["A/1/0", "A/1/1", "A/2/0", "A/2/1"]
     assert table.read_text() == "well,condition,odd_nuclei\nA/1,odd 2,2\nA/2,odd 2,2\n"
