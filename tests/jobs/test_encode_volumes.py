@@ -1,74 +1,29 @@
-"""Volumes in a posterior store: encoded as reconstruct sees them, decoded to what reconstruct writes, whatever happens between."""
+"""Volumes in a posterior store: encoded as reconstruct sees them, decoded to what reconstruct writes."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from store_helpers import contents, keys_on_disk
 from test_reconstruct_volumes import HU, affine_of, identity, scan
 from torch.utils.data import DataLoader
+from volume_stores import decode, encode, save_toy
 
 from omnivae import VAE, LatentDataset, PosteriorStore
 from omnivae.data.volumes import ct_phantom, read_volume, write_volume
 from omnivae.data.volumes.dicom_write import write_dicom
 from omnivae.jobs.calibrate import calibrate_model
 from omnivae.jobs.decode import decode_latents
-from omnivae.jobs.volumes_codec import VolumeCodec
 from omnivae.jobs.volumes_decode import decode_volumes
-from omnivae.jobs.volumes_encode import encode_volumes
 from omnivae.jobs.volumes_reconstruct import reconstruct_volumes
-from omnivae.recipes.volumes import MaisiVAE
 from omnivae.volume import Volume
 
 nib = pytest.importorskip("nibabel")
 pydicom = pytest.importorskip("pydicom")
-
-
-def save_toy(directory, seed=0, **arguments):
-    torch.manual_seed(seed)
-    model = MaisiVAE(num_channels=(8, 8, 8), num_res_blocks=(1, 1, 1), norm_num_groups=4, **arguments)
-    model.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """A narrow model of HU volumes; tests must not write to it."""
-    return save_toy(tmp_path_factory.mktemp("toy") / "maisi")
-
-
-def encode(model, paths, output, **arguments):
-    paths = paths if isinstance(paths, list) else [paths]
-    return encode_volumes(model, paths, output, progress=False, **arguments)
-
-
-def decode(store, model, output, **arguments):
-    return decode_latents([store], model, output, progress=False, **arguments)
-
-
-@pytest.fixture
-def scans(tmp_path):
-    """Six scans of different sizes, geometries, types and formats, in folders."""
-    folder = tmp_path / "scans"
-    write_volume(scan(affine_of("oblique")), folder / "oblique.nii.gz")
-    volume = scan(affine_of("PIR"), "float32", seed=1)
-    write_volume(volume.with_array(volume.array[:, :, :5]), folder / "deep" / "float.nii")
-    volume = scan(affine_of("tilted"), seed=2)
-    write_volume(volume.with_array(np.tile(volume.array, (1, 2, 1, 3))), folder / "tilted.nii.gz")
-    write_volume(scan(affine_of("anisotropic"), "int32", seed=3), folder / "itk.nrrd")
-    write_volume(ct_phantom(0, size=(20, 16, 12), spacing=(18.0, 18.0, 30.0)).volume, folder / "phantom.mha")
-    write_dicom(scan(affine_of("LPS"), seed=4), folder / "series")
-    return folder
 
 
 # -- what reconstruct writes
@@ -239,171 +194,6 @@ def test_a_volume_that_fits_nowhere_names_a_budget(toy, tmp_path, monkeypatch):
         encode(toy, tmp_path / "ct.nii.gz", tmp_path / "other")
     with pytest.raises(MemoryError, match=r"7 x 9 x 6 does not fit into memory whole: give --memory [\d.]+[GM]B"):
         decode(tmp_path / "store", toy, tmp_path / "out")
-
-
-# -- continued and brought up to date
-
-
-def test_the_same_command_encodes_what_is_new_or_changed(toy, scans, tmp_path, caplog):
-    encode(toy, scans, tmp_path / "store")
-    before = contents(tmp_path / "store")
-    again = encode(toy, scans, tmp_path / "store")
-    assert (again.encoded, again.copied, again.kept) == (0, 0, 6)
-    write_volume(scan(affine_of("RAS"), seed=8), scans / "oblique.nii.gz")
-    write_volume(scan(affine_of("RAS"), seed=9), scans / "new.nii.gz")
-    (scans / "itk.nrrd").unlink()
-    (scans / "tilted.nii.gz").rename(scans / "renamed.nii.gz")
-    result = encode(toy, scans, tmp_path / "store")
-    assert (result.encoded, result.copied, result.kept, result.removed) == (2, 1, 3, ["itk", "tilted"])
-    assert "2 volumes of the store are gone" in caplog.text
-    after = contents(tmp_path / "store")
-    assert {key for key in before if after.get(key) == before[key]} == {"deep/float", "phantom", "series/series-1"}
-    assert after["renamed"] == before["tilted"]
-    assert keys_on_disk(tmp_path / "store") == sorted(after)
-    # What is written back is the new scan, in the new geometry; what has not changed is not written again.
-    encode(toy, scans, tmp_path / "fresh")
-    assert contents(tmp_path / "fresh") == after
-
-
-def test_series_that_change_their_number_are_not_encoded_again(toy, tmp_path):
-    for number in (1, 2):
-        write_dicom(scan(affine_of("LPS"), seed=number), tmp_path / "in" / f"b{number}")
-    encode(toy, tmp_path / "in", tmp_path / "store")
-    before = contents(tmp_path / "store")
-    assert sorted(before) == ["b1/series-1", "b2/series-2"]
-    # A series that comes first pushes the numbers of the others up.
-    write_dicom(scan(affine_of("tilted"), seed=3), tmp_path / "in" / "a")
-    result = encode(toy, tmp_path / "in", tmp_path / "store")
-    assert (result.encoded, result.copied, result.removed) == (1, 2, ["b1/series-1", "b2/series-2"])
-    after = contents(tmp_path / "store")
-    assert sorted(after) == ["a/series-1", "b1/series-2", "b2/series-3"]
-    assert (after["b1/series-2"], after["b2/series-3"]) == (before["b1/series-1"], before["b2/series-2"])
-    encode(toy, tmp_path / "in", tmp_path / "fresh")
-    assert contents(tmp_path / "fresh") == contents(tmp_path / "store")
-
-
-def test_voxels_beside_their_header_count_as_content(toy, tmp_path):
-    import SimpleITK as sitk
-
-    (tmp_path / "in").mkdir()
-
-    def save(name, seed):
-        array = np.random.default_rng(seed).integers(-1000, 1000, (6, 8, 8)).astype(np.int16)
-        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / "in" / name)
-
-    for name in ("a.mhd", "b.nhdr"):
-        save(name, 0)
-    assert encode(toy, tmp_path / "in", tmp_path / "store").encoded == 2
-    headers = {name: (tmp_path / "in" / name).read_bytes() for name in ("a.mhd", "b.nhdr")}
-    for name in headers:
-        save(name, 1)
-        assert (tmp_path / "in" / name).read_bytes() == headers[name]
-    result = encode(toy, tmp_path / "in", tmp_path / "store")
-    assert (result.encoded, result.kept) == (2, 0)
-
-
-def test_an_interrupted_run_keeps_what_it_has_and_goes_on(toy, scans, tmp_path, monkeypatch):
-    real, calls = VolumeCodec.encode, []
-
-    def stopping(self, seen, *, progress=None):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(self, seen, progress=progress)
-
-    monkeypatch.setattr(VolumeCodec, "encode", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        encode(toy, scans, tmp_path / "store")
-    assert len(PosteriorStore(tmp_path / "store")) == 3
-    result = encode(toy, scans, tmp_path / "store")
-    assert (result.kept, result.encoded, len(calls)) == (3, 3, 7)
-    encode(toy, scans, tmp_path / "whole")
-    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
-
-
-def _encode_slowly(*arguments):
-    real = VolumeCodec.encode
-
-    def slow(self, seen, *, progress=None):
-        time.sleep(0.05)
-        return real(self, seen, progress=progress)
-
-    VolumeCodec.encode = slow
-    encode(*arguments, shard_mib=0.0001)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="forks and kills")
-def test_killed_runs_end_with_the_store_of_one_that_was_not(toy, tmp_path):
-    for number in range(12):
-        volume = scan(affine_of("LPS"), seed=number)
-        write_volume(volume.with_array(volume.array[..., : 1 + number % 6]), tmp_path / "in" / f"{number:02d}.nii.gz")
-    fork, kept = multiprocessing.get_context("fork"), []
-    shards = tmp_path / "store" / "shards"
-    for _ in range(3):
-        before = len(list(shards.glob("*.safetensors"))) if shards.is_dir() else 0
-        process = fork.Process(target=_encode_slowly, args=(toy, tmp_path / "in", tmp_path / "store"))
-        process.start()
-        while process.is_alive() and (not shards.is_dir() or len(list(shards.glob("*.safetensors"))) < before + 2):
-            time.sleep(0.0005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        store = PosteriorStore(tmp_path / "store")
-        assert [store[i]["key"] for i in range(len(store))] == store.keys  # valid at any moment
-        kept.append(len(store))
-    assert 0 < kept[0] < kept[1] < kept[2] < 12
-    result = encode(toy, tmp_path / "in", tmp_path / "store")
-    assert (result.kept, result.encoded) == (kept[-1], 12 - kept[-1])
-    encode(toy, tmp_path / "in", tmp_path / "uninterrupted")
-    assert contents(tmp_path / "store") == contents(tmp_path / "uninterrupted")
-    assert not list(shards.glob(".*.tmp"))
-
-
-def test_processes_share_the_volumes(toy, scans, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    counts = []
-    for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank))
-        counts.append(encode(toy, scans, tmp_path / "store").encoded)
-    assert sum(counts) == 6
-    assert all(counts)
-    monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.delenv("RANK")
-    encode(toy, scans, tmp_path / "alone")
-    assert contents(tmp_path / "store") == contents(tmp_path / "alone")
-
-
-def test_decoding_goes_on_and_follows_the_store(toy, scans, tmp_path, monkeypatch):
-    encode(toy, scans, tmp_path / "store")
-    real, calls = VolumeCodec.decode, []
-
-    def stopping(self, *arguments, **named):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, *arguments, **named)
-
-    monkeypatch.setattr(VolumeCodec, "decode", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        decode(tmp_path / "store", toy, tmp_path / "out")
-    written = decode(tmp_path / "store", toy, tmp_path / "out")
-    assert (len(written), len(calls)) == (6, 7)
-    write_volume(scan(affine_of("RAS"), seed=8), scans / "oblique.nii.gz")
-    encode(toy, scans, tmp_path / "store")
-    decode(tmp_path / "store", toy, tmp_path / "out")
-    assert len(calls) == 8
-    reconstruct_volumes(toy, [scans / "oblique.nii.gz"], tmp_path / "expected", measure=False, progress=False)
-    assert (tmp_path / "out" / "oblique.nii.gz").read_bytes() == (tmp_path / "expected" / "oblique.nii.gz").read_bytes()
-    with pytest.raises(ValueError, match="decoded with another sample and seed"):
-        decode(tmp_path / "store", toy, tmp_path / "out", sample=True, seed=3)
-
-
-def test_a_draw_is_a_function_of_seed_and_name(toy, scans, tmp_path):
-    encode(toy, scans, tmp_path / "store")
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        decode(tmp_path / "store", toy, tmp_path / name, keys=["oblique"], sample=True, seed=seed)
-    a, b, c = ((tmp_path / name / "oblique.nii.gz").read_bytes() for name in "abc")
-    assert a == b
-    assert a != c
 
 
 # -- for models of latents
