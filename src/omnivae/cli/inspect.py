@@ -160,7 +160,7 @@ def volume_lines(found: VolumeInspection) -> list[tuple[str, int]]:
     from omnivae.jobs.volumes_page import facts_text
 
     several = f", {found.patients} patients" if found.patients > 1 else ""
-    usable = sum(v.usable for v in found.volumes)
+    usable = sum(v.usable and v.kind in found.taken for v in found.volumes)
     series = " and series" if any(v.number is not None for v in found.volumes) else ""
     pairs = f"{plural(len(found.pairs), 'pair')} of " if found.pairs else ""
     said = f"{found.path}: {pairs}{plural(len(found.volumes), 'volume')}{series}, {usable} usable{several}"

@@ -156,8 +156,14 @@ def _header(tif: Any, series: Any, name: str, options: ReadOptions) -> Header:
     if other not in ("", "C", "S") and not (options.pages_as_channels and len(other) == 1):
         said = f"{name} holds {' x '.join(map(str, shape))} samples along the axes {axes}; expected one image"
         if len(other) == 1:
-            raise ValueError(f"{said}: set data.pages_as_channels to true to take its pages for channels, or split it")
-        raise ValueError(f"{said} with one axis of channels: write each image to a file of its own")
+            raise ValueError(
+                f"{said}: set data.format to volumes to take its pages for the slices of a stack, data.pages_as_channels to true "
+                "to take them for channels, or split it"
+            )
+        raise ValueError(
+            f"{said} with one axis of channels: set data.format to volumes if it is a stack, or write each image to a file of "
+            "its own"
+        )
     check_extent(series, name, size_of(tif.filehandle._fh))
     dtype = series.dtype
     if dtype is None or dtype.kind not in "buif":

@@ -183,7 +183,8 @@ def _order(series: Any, path: Path, axes: str | None) -> tuple[str, list[str]]:
     if any(shape[n] > 1 for n in odd) or not {"Y", "X"} <= set(letters):
         raise ValueError(
             f"{path} holds axes {stored} of sizes {list(shape)}, whose meaning the file does not say: give axes, such as "
-            f"{'ZCYX'[-len(shape) :]!r}"
+            f"{'ZCYX'[-len(shape) :]!r} (in Python: read_volume(path, axes=...)), or write it anew with its axes, as ImageJ and "
+            "OME do"
         )
     for n in odd:
         letters[n] = chr(ord("a") + n)  # of length 1: any name will do
