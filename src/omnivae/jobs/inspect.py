@@ -306,7 +306,7 @@ def _own_remarks(inspection: Inspection) -> list[str]:
         remarks.append(f"constant: {'; '.join(inspection.constant_channels[:_NAMED])}: nothing can be learnt from them")
     if inspection.other_media:
         found = ", ".join(f"{count} {suffix}" for suffix, count in inspection.other_media.items())
-        remarks.append(f"not pictures: {found}; data.format volumes reads NIfTI, NRRD, DICOM and OME-Zarr, data.format video videos")
+        remarks.append(f"not pictures: {found}; data.format volumes reads NIfTI, NRRD, DICOM, OME-Zarr, data.format video videos")
     return remarks
 
 
