@@ -37,6 +37,15 @@ def test_moments_of_a_continued_run_belong_to_the_same_weights(tmp_path, channel
     )
 
 
+def test_a_continued_run_says_at_which_step(tmp_path, caplog):
+    caplog.set_level("INFO", logger="omnivae")
+    settings = {"max_steps": 5, "checkpoint_every": 3}
+    killed_at(tmp_path, 4, **settings)
+    assert "continuing" not in caplog.text
+    run(tmp_path, wide(), **settings)
+    assert "continuing at step 3 of 5" in caplog.text
+
+
 def test_a_changed_learning_rate_decay_and_beta_hold_when_the_run_continues(tmp_path):
     settings = {"checkpoint_every": 3, "schedule": "constant"}
     run(tmp_path, wide(), max_steps=3, learning_rate=1e-2, weight_decay=0.1, **settings)

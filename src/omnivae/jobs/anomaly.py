@@ -157,7 +157,7 @@ def find_anomalies(
         raise ValueError(f"got num_worst={num_worst}, limit={limit}; expected at least 1 each")
     loaded, calibration, _ = images_for(model, normal, "auto", None, precision)
     chosen = _scores(scores, loaded)
-    _, dataset, splits = images_for(model, path, "all", None, precision)
+    _, dataset, splits = images_for(model, path, "all", None, precision, loaded=loaded)
     notes = overlaps(find_model(model).parent, calibration, dataset)
     known = _anomalous(dataset, splits, normal_label, notes)
 

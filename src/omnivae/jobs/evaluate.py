@@ -144,7 +144,13 @@ def evaluate_model(
 
 
 def images_for(
-    model: str | Path, path: str | None, split: Split, image_size: int | None, precision: Precision
+    model: str | Path,
+    path: str | None,
+    split: Split,
+    image_size: int | None,
+    precision: Precision,
+    *,
+    loaded: VAE | None = None,
 ) -> tuple[VAE, Any, DataSplits]:
     """Load a model, and the images that a command about it works on, without the random crops and flips of training.
 
@@ -154,18 +160,24 @@ def images_for(
         split: which of them, see :func:`evaluate_model`.
         image_size: another size than in training.
         precision: of the networks, see :func:`load`.
+        loaded: the model, where it was loaded before for other images.
 
     Returns:
         The model, the images and the data they are of.
     """
-    loaded, dataset, splits, _ = _images(model, path, split, image_size, precision)
+    loaded, dataset, splits, _ = _images(model, path, split, image_size, precision, loaded)
     return loaded, centres(dataset), splits
 
 
 def _images(
-    model: str | Path, path: str | None, split: Split, image_size: int | None, precision: Precision
+    model: str | Path,
+    path: str | None,
+    split: Split,
+    image_size: int | None,
+    precision: Precision,
+    loaded: VAE | None = None,
 ) -> tuple[VAE, Any, DataSplits, Split]:
-    loaded = load(model, precision)
+    loaded = load(model, precision) if loaded is None else loaded
     own = run_data(find_model(model))
     config = replace(data_for(loaded, path, own), flip=False, random_crop=False)
     if image_size is not None:

@@ -107,6 +107,8 @@ def fit(
     start = _start(last, place)
     if start >= total_steps:
         return FitResult(start, total_steps, None)
+    if start and place.rank == 0:
+        log.info("continuing at step %d of %d", start, total_steps)
     order = StepOrder(
         len(train),
         config.batch_size // place.size,
