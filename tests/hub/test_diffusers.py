@@ -193,7 +193,7 @@ def test_licences_of_published_architectures_are_named():
     import diffusers
 
     from omnivae.hub import Checkpoint
-    from omnivae.hub.known import licence_of
+    from omnivae.hub.known import ARCHITECTURES, licence_of
 
     def licence(build):
         with torch.device("meta"):
@@ -201,4 +201,15 @@ def test_licences_of_published_architectures_are_named():
         return licence_of(checkpoint, recognise(checkpoint))
 
     assert "CogVideoX-2B is Apache-2.0" in licence(diffusers.AutoencoderKLCogVideoX)
+    blocks = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    blocks |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    assert "sd-vae-ft-mse and sdxl-vae MIT" in licence(lambda: diffusers.AutoencoderKL(**blocks))
+    # The autoencoder of FLUX.1 [dev] is free although the model is not: they are the same weights.
+    wide = blocks | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+    assert "FLUX.1's autoencoder is Apache-2.0" in licence(lambda: diffusers.AutoencoderKL(**wide))
+    sana = {f"{half}_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3 for half in ("encoder", "decoder")}
+    sana |= {"downsample_block_type": "conv", "upsample_block_type": "interpolate"}
+    assert "check the model card" in licence(lambda: diffusers.AutoencoderDC(**sana))
+    # What is claimed says where it was read.
+    assert all(stated.read or "check the model card" in stated.licence for stated in ARCHITECTURES.values())
     assert licence(lambda: diffusers.AutoencoderKLCogVideoX(block_out_channels=(64, 128, 128, 256))) is None

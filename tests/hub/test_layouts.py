@@ -1,5 +1,7 @@
 """Each layout: recognised from names and shapes alone, loaded whole, and equal to the original on the same inputs."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -95,14 +97,20 @@ def test_first_stage_of_latent_diffusion_and_medvae(tmp_path, dim):
     assert found.model.dim == dim
     if dim == 2:  # through diffusers' own conversion of these names
         assert found.proof.equal, found.proof.summary()
+    elif find_spec("medvae"):  # MedVAE's own class
+        assert found.proof.equal, found.proof.summary()
     else:
         assert found.proof is None
-        assert "2-D" in found.unproven
+        assert "pip install medvae" in found.unproven
     heads = {"channel_proj.weight": torch.zeros(3, 3, *[1] * dim), "channel_proj.bias": torch.zeros(3)}
     file = saved(tmp_path, {"state_dict": originals.latent_diffusion(dim) | heads}, "vae_4x_1c.ckpt")
     medical = recognise(read_checkpoint(file))
     assert medical.layout == "MedVAE"
     assert set(medical.unused) == set(heads)
+    lora = {"encoder.conv_in.lora_down.weight": torch.zeros(4, 1, *[3] * dim)}
+    file = saved(tmp_path, {"state_dict": originals.latent_diffusion(dim) | heads | lora}, "vae_4x_3c.ckpt")
+    with pytest.raises(ValueError, match=r"low-rank factors \(LoRA\) lie beside its kernels.*merge them"):
+        recognise(read_checkpoint(file))
 
 
 @pytest.mark.parametrize("levels", [(False, True), (True, True)])
@@ -183,6 +191,19 @@ def test_transvae_from_a_training_checkpoint(tmp_path, options):
     x = torch.rand(1, 3, 16, 20)
     with torch.no_grad():
         assert torch.equal(model(x).reconstruction, original(x).reconstruction)
+    # Nobody else's implementation stands behind that, and it is said.
+    found = examine_checkpoint(file, trials=False)
+    assert found.proof is None
+    assert "says nothing about any other code" in found.unproven
+    others = {
+        "encoder.conv_in.weight": torch.zeros(8, 3, 3, 3),
+        "encoder.stages.0.0.norm1.weight": torch.zeros(8),
+        "encoder.downsamples.0.main_path.0.weight": torch.zeros(8, 8, 3, 3),
+        "encoder.downsamples.0.dc_conv.weight": torch.zeros(8, 32, 1, 1),
+        "conv_mu.weight": torch.zeros(4, 8, 3, 3),
+    }
+    with pytest.raises(ValueError, match=r"a re-implementation that circulates.*cannot be converted"):
+        load_checkpoint(saved(tmp_path, {"model_state_dict": others}, "other.pth"))
 
 
 def test_half_precision_weights_become_float32(tmp_path):

@@ -40,7 +40,8 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 
-#: Licences of MAISI's files by name; the code of MONAI is Apache-2.0 throughout.
+#: Licences of MAISI's files by name, as read in the bundle's LICENSE.weights (NSCLv1) and in the README.md of
+#: github.com/NVIDIA-Medtech/NV-Generate-CTMR; the code of both is Apache-2.0.
 MAISI_FILES = {
     "autoencoder.pt": RESEARCH_ONLY,
     "autoencoder_epoch273.pt": RESEARCH_ONLY,
@@ -49,24 +50,58 @@ MAISI_FILES = {
 }
 #: The architecture of the released files; other weights of it are somebody's own.
 _MAISI_PARAMETERS = 20_944_897
-#: Parameters of published architectures -> whose they are, and the licences that their publishers state. Fine-tuned weights
-#: of the same architecture are somebody's own.
-_ARCHITECTURES: dict[tuple[str, int], str] = {
-    (
-        "AutoencoderKL",
-        83_653_863,
-    ): "Stable Diffusion's: released weights are CreativeML OpenRAIL-M (1.x) and OpenRAIL++-M "
-    "(2.x); sd-vae-ft-mse and sdxl-vae are MIT",
-    (
-        "AutoencoderKL",
-        83_819_683,
-    ): "FLUX.1's and Stable Diffusion 3's: released weights are Apache-2.0 (FLUX.1 schnell), "
-    "non-commercial (FLUX.1 dev) and Stability AI Community License (Stable Diffusion 3)",
-    (
-        "AutoencoderKLCogVideoX",
-        215_583_907,
-    ): "CogVideoX's: the autoencoder of CogVideoX-2B is Apache-2.0; see the model card of others",
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What publishers state about the weights of an architecture; fine-tuned weights of it are somebody's own.
+
+    Attributes:
+        licence: in one sentence, whose they are first.
+        read: where each licence was read, and nowhere else; what could not be read is not claimed.
+    """
+
+    licence: str
+    read: tuple[str, ...]
+
+
+_DEEP_COMPRESSION = Stated(
+    "MIT's DC-AE: dc-ae-f32c32-in-1.0 was published under Apache-2.0; check the model card of the others",
+    ("huggingface.co/mit-han-lab/dc-ae-f32c32-in-1.0, README.md at e4af5f2",),
+)
+#: Name of the class and numbers in the file -> what is stated.
+ARCHITECTURES: dict[tuple[str, int], Stated] = {
+    ("AutoencoderKL", 83_653_863): Stated(
+        "Stable Diffusion's: CreativeML OpenRAIL-M (1.4), CreativeML Open RAIL++-M (2.1); sd-vae-ft-mse and sdxl-vae MIT; "
+        "check the model card of others",
+        (
+            "huggingface.co/CompVis/stable-diffusion-v1-4",
+            "huggingface.co/stabilityai/stable-diffusion-2-1-base",
+            "huggingface.co/stabilityai/sd-vae-ft-mse, README.md",
+            "huggingface.co/stabilityai/sdxl-vae",
+        ),
+    ),
+    ("AutoencoderKL", 83_819_683): Stated(
+        "FLUX.1's and Stable Diffusion 3's: FLUX.1's autoencoder is Apache-2.0, that of the non-commercial FLUX.1 [dev] too; "
+        "Stable Diffusion 3 Medium is under the Stability AI Community License (paid above a yearly revenue of 1M USD)",
+        ("github.com/black-forest-labs/flux, README.md", "stability.ai/news/license-update"),
+    ),
+    ("AutoencoderKLCogVideoX", 215_583_907): Stated(
+        "CogVideoX's: the autoencoder of CogVideoX-2B is Apache-2.0; the repositories of CogVideoX-5B and 1.5-5B are under the "
+        "CogVideoX License (research; commercial use after registration)",
+        (
+            "github.com/THUDM/CogVideo, README.md",
+            "huggingface.co/THUDM/CogVideoX-5b, README.md and LICENSE",
+            "huggingface.co/THUDM/CogVideoX1.5-5B-SAT, LICENSE",
+        ),
+    ),
+    ("AutoencoderDC", 323_369_260): _DEEP_COMPRESSION,
+    ("AutoencoderDC", 676_908_940): _DEEP_COMPRESSION,
+    ("AutoencoderDC", 1_120_695_052): _DEEP_COMPRESSION,
+    ("AutoencoderDC", 312_250_275): Stated("SANA's DC-AE: check the model card", ()),
 }
+#: MedVAE's files, of whatever width.
+MEDVAE = Stated("MedVAE's: published under MIT", ("huggingface.co/stanfordmimi/MedVAE",))
 
 
 def licence_of(checkpoint: Checkpoint, architecture: Architecture) -> str | None:
@@ -80,11 +115,12 @@ def licence_of(checkpoint: Checkpoint, architecture: Architecture) -> str | None
         A sentence.
     """
     if architecture.layout == "MedVAE":
-        return "MedVAE's published weights: MIT"
+        return f"the layout is {MEDVAE.licence}"
     library, _, name = architecture.layout.partition(" ")
-    known = _ARCHITECTURES.get((name, checkpoint.num_parameters)) if library != "MONAI" else None
+    name = "AutoencoderDC" if library == "efficientvit" else name
+    known = ARCHITECTURES.get((name, checkpoint.num_parameters)) if library != "MONAI" else None
     if known:
-        return f"the architecture is {known}"
+        return f"the architecture is {known.licence}"
     if architecture.layout != "MONAI AutoencoderKlMaisi" or checkpoint.num_parameters != _MAISI_PARAMETERS:
         return None
     if checkpoint.digest("md5") == PUBLISHED["maisi"].md5:

@@ -21,10 +21,10 @@ from omnivae.jobs.config import RunConfig, build_losses, differences, read_yaml
 from omnivae.jobs.manifest import MANIFEST, data_changes, one_line, told_changes, write_manifest
 from omnivae.jobs.processes import train_in_processes
 from omnivae.jobs.run_data import CONFIG, PREPARATION
+from omnivae.jobs.starting import start_from
 from omnivae.jobs.volume_data import for_report, shape_of_stacks, usual_metrics
 from omnivae.losses import Loss
 from omnivae.models import VAE
-from omnivae.models.storage import load_exactly
 from omnivae.recipes import RECIPES
 from omnivae.training import CHECKPOINTS, FitResult
 from omnivae.training.corruption import Corruption
@@ -168,7 +168,14 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
         )
     if start is not None:
         assert config.checkpoint is not None
-        load_exactly(model, start.state_dict(), config.checkpoint)
+        options = inspect.signature(RECIPES[str(config.model.get("recipe", "transvae"))]).parameters
+        start_from(
+            model,
+            start,
+            config.checkpoint,
+            rebuild=lambda changes: build_model({**config.model, **changes}, config.data, splits),
+            options={name: option.default for name, option in options.items()},
+        )
     model.statistics = model.statistics | {
         "image_size": list(splits.image_size),
         "data": {"name": splits.name, "alpha": splits.alpha}

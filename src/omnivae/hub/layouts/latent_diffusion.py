@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +22,9 @@ from omnivae.hub.layouts.base import (
     Shapes,
     indices,
     need,
+    original,
     translate,
+    without_randomness,
 )
 from omnivae.hub.layouts.diffusers import (
     attention_levels,
@@ -75,6 +79,11 @@ class LatentDiffusion(Layout):
 
     def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
         unused = {name: why for name in shapes if (why := _beside(name))}
+        if any(".lora_down." in name for name in shapes):
+            raise NotThisLayout(
+                "low-rank factors (LoRA) lie beside its kernels, as in MedVAE's medvae_4_3_2d and medvae_8_4_2d: merge them "
+                "into the kernels first, where they were trained"
+            )
         if any(name.startswith("quantize.") for name in shapes):
             raise NotThisLayout("it quantises its latent (VQ); only latents with a mean and a variance are converted")
         stages = indices(shapes, r"encoder\.down\.(\d+)\.")
@@ -103,6 +112,8 @@ class LatentDiffusion(Layout):
         return architecture.layout in (self.name, "MedVAE")
 
     def reference(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:
+        if architecture.arguments["dim"] == 3:
+            return _medvae(architecture, tensors)
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
         stages = len(architecture.arguments["channels"])
@@ -115,6 +126,45 @@ class LatentDiffusion(Layout):
             flat = tensor.flatten(1) if tensor.ndim > 2 else tensor
             theirs[translate(_turned(name, stages - 1), _TO_DIFFUSERS)] = flat
         return diffusers_reference(architecture, theirs)
+
+
+def _medvae(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:
+    """Return MedVAE's own 3-D class, the one that was published in this layout, with the weights in it."""
+    a = architecture.arguments
+    if a["num_groups"] != 32 or any(a.get("attention_levels", ())):
+        raise ImportError(
+            "MedVAE's 3-D class normalises in 32 groups and has no attention in its stages: there is no original to compare "
+            "these weights with"
+        )
+    try:
+        from medvae.models import AutoencoderKL_3D
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "diffusers' class is 2-D, and medvae, whose class is 3-D, is not installed, so that nothing was compared with an "
+            "original: pip install medvae"
+        ) from error
+    widths = a["channels"]
+    described = {
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths],
+        "out_ch": a["out_channels"],
+        "in_channels": a["in_channels"],
+        "z_channels": a["latent_dim"],
+        "num_res_blocks": a["num_res_blocks"],
+        "resolution": 2 ** len(widths),
+        "attn_resolutions": [],
+        "attn_type": "vanilla" if a["mid_attention"] else "none",
+        "double_z": True,
+    }
+    with redirect_stdout(StringIO()):  # it prints while it is built
+        module: Any = without_randomness(lambda: AutoencoderKL_3D(described, a["latent_dim"], apply_channel_ds=False))
+    module = original(module, {k: v for k, v in tensors.items() if k not in architecture.unused})
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = module.encode(x)
+        return posterior.mean, posterior.logvar
+
+    return Reference("medvae AutoencoderKL_3D", module, encode, module.decode)
 
 
 def _turned(name: str, last: int) -> str:

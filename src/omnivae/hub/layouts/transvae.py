@@ -1,11 +1,23 @@
-"""TransVAE, under our names, as ``model_state_dict`` of a training checkpoint holds it; no other weights were published."""
+"""TransVAE, under our names, as ``model_state_dict`` of a training checkpoint holds it; its authors published no weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from omnivae.hub.layouts.base import Alternative, Architecture, Choice, Layout, NotThisLayout, Shapes, indices, need
+from torch import Tensor
+
+from omnivae.hub.layouts.base import (
+    Alternative,
+    Architecture,
+    Choice,
+    Layout,
+    NotThisLayout,
+    Reference,
+    Shapes,
+    indices,
+    need,
+)
 
 
 class TransVAELayout(Layout):
@@ -21,6 +33,12 @@ class TransVAELayout(Layout):
     )
 
     def read(self, shapes: Shapes, stated: Mapping[str, Any]) -> Architecture:
+        if any(".main_path." in name for name in shapes) or "conv_mu.weight" in shapes:
+            raise NotThisLayout(
+                "these are the names of a re-implementation that circulates (conv_mu, main_path, dc_conv); it computes another "
+                "function than ours, with group norms in its convolutional blocks and a learned shortcut around each "
+                "resampling, so that its weights cannot be converted"
+            )
         stages = indices(shapes, r"encoder\.stages\.(\d+)\.")
         depths, widths, conv_stages = [], [], 0
         for i in stages:
@@ -101,4 +119,10 @@ class TransVAELayout(Layout):
                 f"{arguments['latent_dim']} latent channels",
             },
             choices=tuple(choices),
+        )
+
+    def reference(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Reference:
+        raise ImportError(
+            "TransVAE's authors published no implementation, and these are the names of omnivae's own: the weights fill it whole, "
+            "which says nothing about any other code"
         )
