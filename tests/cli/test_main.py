@@ -1,5 +1,7 @@
 """The program: its commands, their help, and how it ends."""
 
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -149,3 +151,15 @@ def test_a_budget_of_memory_is_not_exceeded_for_speed(omnivae, monkeypatch, give
     assert asked == [True]
     omnivae(*shape, *given)
     assert asked == [True]
+
+
+def test_a_note_on_the_data_is_said_once_and_all_else_as_often_as_it_happens(monkeypatch):
+    root, said = logging.getLogger(), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(logging.getLogger("omnivae"), "level", logging.INFO)
+    program.set_up_process(saves_memory=True)
+    for name in ("omnivae.data.volumes.dataset_dicom", "omnivae.jobs.train"):
+        for count in (2, 2, 3):
+            logging.getLogger(name).warning("%d series left out", count)
+    assert said.getvalue().splitlines() == [f"{n} series left out" for n in (2, 3, 2, 2, 3)]

@@ -113,9 +113,25 @@ def set_up_process(*, saves_memory: bool = False) -> None:
 
     if not saves_memory:
         keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Once())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     # Of several processes the first one speaks.
     logging.getLogger("omnivae").setLevel(logging.ERROR if os.environ.get("RANK", "0") != "0" else logging.INFO)
+
+
+class _Once(logging.Filter):
+    """Lets a note on the data through once: a command may look at them more than once, to choose a model and to train it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self.said or not record.name.startswith("omnivae.data")
+        self.said.add(text)
+        return new
 
 
 if __name__ == "__main__":
