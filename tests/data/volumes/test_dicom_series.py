@@ -1,13 +1,16 @@
 """What a folder holds: series told apart, patients never mixed, what is no volume set aside and named."""
 
+import multiprocessing
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dicom_slices import CAPTURE, affine_of, enhanced, hounsfield, save, series
 
 from omnivae.data.volumes import find_series, read_dicom
+from omnivae.data.volumes.dicom_files import list_items
 
 pytest.importorskip("pydicom")
 
@@ -145,6 +148,36 @@ def test_a_zip_archive_is_read_in_place(tmp_path, monkeypatch):
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"cannot be read|damaged|no DICOM"):
         read_dicom(archive)
+
+
+def test_a_folder_of_many_archives_keeps_few_of_them_open(tmp_path):
+    open_files = Path("/proc/self/fd")
+    if not open_files.is_dir():
+        pytest.skip("open files are counted on Linux only")
+    content = next(save(tmp_path / "series", series(hounsfield()[..., :1])).iterdir()).read_bytes()
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    for n in range(100):
+        with zipfile.ZipFile(folder / f"{n}.zip", "w") as archive:
+            archive.writestr("0.dcm", content)
+    before = len(list(open_files.iterdir()))
+    (found,) = find_series(folder)
+    assert len(found.files) == 100
+    assert len(list(open_files.iterdir())) - before <= 70
+
+
+def test_a_forked_process_opens_an_archive_of_its_own(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("0.dcm", b"x" * 200)
+    (item,) = list_items(tmp_path / "a.zip")
+    own = item.archive.file.fp.fileno()
+    assert item.archive.file.fp.fileno() == own
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_file_number, (item,)) != own
+
+
+def _file_number(item):
+    return item.archive.file.fp.fileno()
 
 
 def test_files_that_should_be_dicom_and_cannot_be_read_are_named(tmp_path):

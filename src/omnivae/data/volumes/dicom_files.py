@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from omnivae.data.volumes.recognising import SUFFIXES
 
@@ -20,27 +21,34 @@ Progress = Callable[[int, int], None]
 
 #: Largest member of an archive that is read into memory: beyond any CT, far below a bomb.
 _MEMBER_LIMIT = 8 << 30
+#: Archives that stay open: a folder of a thousand would take all files that a process may have.
+_MOST_OPEN = 64
 #: Ends of the names of volumes that are not read inside of archives.
 _CLOSED = tuple(suffix for suffix in SUFFIXES if suffix not in (".dcm", ".dicom"))
 
 
+@dataclass(frozen=True)
 class Archive:
-    """A zip archive whose list of members is read once; threads read it together, and copies in other processes open it anew.
+    """A zip archive, of which as many as a process may have open stay open; threads read it together.
 
     Args:
         path: of the archive.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
-    @cached_property
+    @property
     def file(self) -> zipfile.ZipFile:
         """The open archive."""
-        return zipfile.ZipFile(self.path)
+        stat = self.path.stat()
+        # Processes that were forked share the place in an open file, and would read each other's bytes.
+        return _opened(self.path, (stat.st_mtime_ns, stat.st_size), os.getpid())
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+
+@lru_cache(maxsize=_MOST_OPEN)
+def _opened(path: Path, stamp: tuple[int, int], process: int) -> zipfile.ZipFile:
+    """Open an archive; one that falls out of the cache is closed when nobody reads from it any more."""
+    return zipfile.ZipFile(path)
 
 
 @dataclass(frozen=True)
