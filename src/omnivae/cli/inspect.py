@@ -31,7 +31,11 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "be read, and a configuration to train with. Exit code 1 when something would stop the run, 0 otherwise.",
         "omnivae inspect photos/ --config-out photos.yaml --picture sheet.png",
     )
-    parser.add_argument("path", type=str, help="as data.path: a folder, table, shards, or the name of a data set")
+    parser.add_argument(
+        "path",
+        type=str,
+        help="as data.path: a folder, table, shards, listing of pairs of volumes, or a data set's name",
+    )
     parser.add_class_arguments(DataConfig, "data", skip=_NOT_HERE)
     parser.add_argument("--json", type=str | None, default=None, help="file for everything that was found")
     parser.add_argument(

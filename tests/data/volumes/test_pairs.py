@@ -182,7 +182,10 @@ def test_a_listing_names_pairs_and_their_members(listing: Path) -> None:
             "baseline,followup\np0/t0.nii.gz,p0\n",
             r"the followup p0 holds 2 volumes \(t0\.nii\.gz; t1\.nii\.gz\): name one",
         ),
-        ("baseline,followup\np0/t0.nii.gz,p0/t1.nii.gz\np0/t0.nii.gz,p0/t1.nii.gz\n", "lines 2 and 3 are called"),
+        (
+            "baseline,followup,name\np0/t0.nii.gz,p0/t1.nii.gz,a\np1/t0.nii.gz,p1/t1.nii.gz,a\n",
+            "lines 2 and 3 are called a: give each a name",
+        ),
         (
             "baseline,followup,name\np0/t0.nii.gz,p0/t1.nii.gz,a\np0/t0.nii.gz,p0/t1.nii.gz,b\n",
             "lines 2 and 3 are the same pair",

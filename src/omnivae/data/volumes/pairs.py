@@ -69,8 +69,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
     Further columns, all optional: ``name`` of the pair; ``patient``, any word that tells patients apart; ``split`` (train, val,
     test); ``baseline_series`` and ``followup_series``, numbers of DICOM series where a folder holds several. Other columns are
-    not read. Pairs that share a file, or a DICOM patient, belong together; without ``patient`` so do those
-    of one folder, where both members of every pair lie in the same one of three or more.
+    not read. Pairs that share a file, or a DICOM patient, belong together; without ``patient`` so do those of one folder, where
+    both members of every pair lie in the same one of three or more.
 
     Args:
         path: of the listing.
@@ -96,16 +96,16 @@ def read_pairs(path: str | Path) -> list[Pair]:
             raise ValueError(f"{where}: baseline and followup are one volume, {row['baseline']}: correct the row")
         name = row.get("name") or f"{_called(baseline)} + {_called(followup)}"
         pairs.append(Pair(name, baseline, followup, split=_split(row, where)))
-    for attribute, said in (
-        ("name", "are called {0}: give each a name in a column 'name'"),
-        ("members", "are the same pair"),
-    ):
-        seen: dict[object, int] = {}
-        for (number, _), pair in zip(rows, pairs, strict=True):
-            key = pair.name if attribute == "name" else (_identity(pair.baseline), _identity(pair.followup))
-            if key in seen:
-                raise ValueError(f"{path}: lines {seen[key]} and {number} {said.format(pair.name)}")
-            seen[key] = number
+    seen: dict[object, int] = {}
+    for (number, _), pair in zip(rows, pairs, strict=True):
+        same = (_identity(pair.baseline), _identity(pair.followup))
+        if same in seen:
+            raise ValueError(f"{path}: lines {seen[same]} and {number} are the same pair: remove one")
+        if pair.name in seen:
+            raise ValueError(
+                f"{path}: lines {seen[pair.name]} and {number} are called {pair.name}: give each a name in a column 'name'"
+            )
+        seen[same] = seen[pair.name] = number
     return _grouped(path, pairs, [row.get("patient", "") for _, row in rows])
 
 
@@ -326,8 +326,11 @@ def _grouped(path: Path, pairs: list[Pair], patients: Sequence[str]) -> list[Pai
     for number, mark in enumerate(marks):
         for one in mark:
             low, high = sorted((groups[number], groups[first.setdefault(one, number)]))
-            groups = [low if group == high else group for group in groups]
-    names = {group: min(p.name for p, g in zip(pairs, groups, strict=True) if g == group) for group in set(groups)}
+            if low != high:
+                groups = [low if group == high else group for group in groups]
+    names: dict[int, str] = {}
+    for pair, group in zip(pairs, groups, strict=True):
+        names[group] = min(names.get(group, pair.name), pair.name)
     out = [replace(pair, group=names[group]) for pair, group in zip(pairs, groups, strict=True)]
     split_of: dict[str, Pair] = {}
     for pair in out:
