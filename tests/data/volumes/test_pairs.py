@@ -89,7 +89,9 @@ def test_a_followup_lies_where_it_lies_in_the_world(degrees: float) -> None:
     assert np.array_equal(pair.followup.affine, first.affine)
 
 
-def test_the_reach_is_that_of_every_voxel_asked_alone() -> None:
+@pytest.mark.parametrize("slab", [1, 1 << 22])
+def test_the_reach_is_that_of_every_voxel_asked_alone(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnivae.data.volumes.pairs._SLAB", slab)
     first = Volume(np.zeros((1, 9, 8, 7)), turned((2.0, 1.5, 3.0), (1.0, 2.0, 3.0), 10))
     second = Volume(np.zeros((1, 6, 5, 4)), turned((-1.7, 1.2, 2.5), (12.0, 3.0, 5.0), 30))
     reached = align(first, second).reached

@@ -19,6 +19,8 @@ from omnivae.data.volumes.values import LEAST_HU
 from omnivae.volume import Volume
 
 COLUMNS = ("baseline", "followup", "name", "patient", "split", "baselineseries", "followupseries")
+#: Voxels whose places are looked at together.
+_SLAB = 1 << 22
 #: Grids whose affines differ by less, mm or micrometres, are one grid.
 _SAME_GRID = 1e-6
 #: Share of the baseline that a follow-up should reach; below, it is said.
@@ -215,10 +217,14 @@ def within(
         ``[I, J, K]`` bool.
     """
     inside = np.ones(tuple(size), dtype=bool)
-    i, j, k = (np.arange(n) + c for n, c in zip(size, corner, strict=True))
-    for row, length in zip(np.asarray(move), other, strict=False):
-        at = row[0] * i[:, None, None] + row[1] * j[None, :, None] + row[2] * k[None, None, :] + row[3]
-        inside &= (at >= -0.5 - 1e-6) & (at <= length - 0.5 + 1e-6)
+    axes = np.ogrid[tuple(slice(c, c + n) for n, c in zip(size, corner, strict=True))]
+    step = max(1, _SLAB // (size[1] * size[2]))
+    for start in range(0, size[0], step):
+        part = [axes[0][start : start + step], *axes[1:]]
+        for row, length in zip(np.asarray(move), other, strict=False):
+            # Along axes that it does not change with it has length 1.
+            at = row[3] + sum(factor * along for factor, along in zip(row, part, strict=False) if factor)
+            inside[start : start + step] &= (at >= -0.5 - 1e-6) & (at <= length - 0.5 + 1e-6)
     return inside
 
 
