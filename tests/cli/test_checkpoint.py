@@ -44,6 +44,16 @@ def test_everything_is_printed_and_written(file, tmp_path, capsys):
     assert section["num_channels"] == [32, 32]
 
 
+def test_a_long_heading_is_whole_and_other_weights_are_named(tmp_path, capsys):
+    tensors = to_monai(MaisiVAE(num_channels=(32, 32), num_res_blocks=(1, 1)).state_dict())
+    beside = {f"a_rather_long_name_{i}": i for i in range(6)}
+    torch.save({"state_dict": tensors, "ema": {"shadow": tensors}, **beside}, tmp_path / "last.ckpt")
+    assert main(["inspect-checkpoint", str(tmp_path / "last.ckpt"), "--trials", "false", "--depth", "1"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.endswith("a_rather_long_name_4, a_rather_long_name_5")
+    assert "other weights in this file: ema.shadow (choose with --entry)" in rest
+
+
 def test_what_both_assume_is_not_called_proven(tmp_path, capsys):
     # Sixteen channels allow 16 groups, 8, 4 ...: the weights do not say which, and MONAI's class is built from the same guess.
     torch.manual_seed(0)

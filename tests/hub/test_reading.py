@@ -110,3 +110,20 @@ def test_other_contents_are_explained(tmp_path):
         read_checkpoint(file, entry="c")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_weights_that_lie_deeper_are_found_and_others_are_named(tmp_path):
+    file = tmp_path / "run.pt"
+    state = {"state": {0: {"exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}}}
+    torch.save({"model_ema": {"shadow": WEIGHTS, "decay": 0.99}, "optimizer": state}, file)
+    found = read_checkpoint(file)
+    assert found.entry == "model_ema.shadow"
+    assert list(found.tensors) == list(WEIGHTS)
+    assert found.alternatives == ()
+    torch.save({"model": WEIGHTS, "ema": {"shadow": WEIGHTS}, "optimizer": state}, file)
+    found = read_checkpoint(file)
+    assert (found.entry, found.alternatives) == ("model", ("ema.shadow",))
+    assert read_checkpoint(file, entry="ema.shadow").alternatives == ("model",)
+    torch.save({"generator": WEIGHTS, "discriminator": WEIGHTS}, file)
+    with pytest.raises(ValueError, match=r"choose one of generator, discriminator with --entry"):
+        read_checkpoint(file)

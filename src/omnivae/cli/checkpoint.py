@@ -116,7 +116,10 @@ def show(found: Examination, console: Any, *, depth: int = 2) -> None:
         depth: levels of the tree of modules.
     """
     checkpoint, a = found.checkpoint, found.architecture
+    console.print(heading(checkpoint))
     console.print(tree(checkpoint, depth=depth))
+    if checkpoint.alternatives:
+        console.print(_plain(f"other weights in this file: {', '.join(checkpoint.alternatives)} (choose with --entry)"))
     console.print()
     console.print(_facts(found))
     console.print()
@@ -150,6 +153,24 @@ def show(found: Examination, console: Any, *, depth: int = 2) -> None:
         console.print(_plain(found.to_yaml()))
 
 
+def heading(checkpoint: Checkpoint) -> str:
+    """Return what a file holds, in one line: a tree would cut it off at the terminal's width.
+
+    Args:
+        checkpoint: the weights.
+
+    Returns:
+        The line, as markup of rich.
+    """
+    dtypes = ", ".join(f"{n} {dtype}" for dtype, n in checkpoint.dtypes.items())
+    where = f" under {checkpoint.entry}" if checkpoint.entry else ""
+    beside = [*checkpoint.description, *checkpoint.others]
+    return (
+        f"[bold]{_plain(checkpoint.path.name)}[/]: {len(checkpoint.tensors)} tensors{_plain(where)} ({dtypes}), "
+        f"{checkpoint.num_parameters:,} parameters" + (_plain(f"; beside them {', '.join(beside)}") if beside else "")
+    )
+
+
 def tree(checkpoint: Checkpoint, *, depth: int = 2) -> Any:
     """Return a tree of rich: modules with their tensors and parameters.
 
@@ -162,13 +183,7 @@ def tree(checkpoint: Checkpoint, *, depth: int = 2) -> Any:
     """
     from rich.tree import Tree
 
-    dtypes = ", ".join(f"{n} {dtype}" for dtype, n in checkpoint.dtypes.items())
-    where = f" under {checkpoint.entry}" if checkpoint.entry else ""
-    beside = [*checkpoint.description, *checkpoint.others]
-    root = Tree(
-        f"[bold]{_plain(checkpoint.path.name)}[/]: {len(checkpoint.tensors)} tensors{_plain(where)} ({dtypes}), "
-        f"{checkpoint.num_parameters:,} parameters" + (_plain(f"; beside them {', '.join(beside)}") if beside else "")
-    )
+    root = Tree(f"[bold]{_plain(checkpoint.path.name)}[/]")
     _grow(root, dict(checkpoint.tensors), depth)
     return root
 

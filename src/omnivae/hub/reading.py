@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor
 
 #: Entries of a checkpoint that hold the weights, tried in this order.
 ENTRIES = ("state_dict", "model_state_dict", "unet_state_dict", "autoencoder_state_dict", "model", "weights", "ema")
+#: What the state of a training is kept under: its tensors are no weights.
+_OF_TRAINING = ("optim", "scheduler", "lr_", "loops", "scaler")
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 #: Names in a pickle that describe how a run was set up. They are read as inert stand-ins, never as what they name.
@@ -50,6 +52,7 @@ class Checkpoint:
         description: everything else that is plain data (``hyper_parameters``, epoch, ...).
         others: what else the file holds, each with a few words.
         config: the ``config.json`` beside the weights, where there is one.
+        alternatives: other dictionaries of weights in the file, such as "ema"; ``entry`` chooses one.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Checkpoint:
     description: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[str, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -126,6 +130,7 @@ def read_checkpoint(path: str | Path, *, entry: str | None = None) -> Checkpoint
     raw = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     where, tensors = _tensors_of(raw, file, entry)
     rest = {k: v for k, v in raw.items() if k not in (where, *tensors)} if isinstance(raw, Mapping) else {}
+    alternatives = tuple(name for name, _ in _state_dicts(rest) if name != where)
     description = {str(k): plain for k, v in rest.items() if (plain := _plain(v)) is not None}
     others = {str(k): _words(v) for k, v in rest.items() if str(k) not in description}
     config = file.parent / "config.json"
@@ -133,7 +138,7 @@ def read_checkpoint(path: str | Path, *, entry: str | None = None) -> Checkpoint
     # Beside a file that is named alone, a config.json may belong to something else, unless diffusers wrote it.
     if not Path(path).is_dir() and not str(stated.get("_class_name", "")).startswith("Autoencoder"):
         stated = {}
-    return Checkpoint(file, tensors, where, description, others, stated)
+    return Checkpoint(file, tensors, where, description, others, stated, alternatives)
 
 
 def _file_of(path: Path) -> Path:
@@ -218,7 +223,7 @@ def _tensors_of(raw: Any, file: Path, entry: str | None) -> tuple[str, dict[str,
         raise ValueError(f"{file} holds one tensor of shape {tuple(raw.shape)}; expected a dictionary of weights")
     if not isinstance(raw, Mapping):
         raise ValueError(f"{file} holds a {type(raw).__name__}; expected a dictionary of weights")
-    choices = {str(k): v for k, v in raw.items() if isinstance(v, Mapping) and _is_state_dict(v)}
+    choices = dict(_state_dicts(raw))
     if entry is not None:
         if entry not in choices:
             raise ValueError(f"{file} has no entry {entry!r} with weights; it has {', '.join(choices) or 'none'}")
@@ -234,8 +239,19 @@ def _tensors_of(raw: Any, file: Path, entry: str | None) -> tuple[str, dict[str,
     keys = ", ".join(str(k) for k in list(raw)[:8])
     raise ValueError(
         f"{file} holds no dictionary of weights under a usual name; its entries are {keys}"
-        + (f": choose one of {', '.join(choices)} with entry" if choices else "")
+        + (f": choose one of {', '.join(choices)} with --entry (entry= in Python)" if choices else "")
     )
+
+
+def _state_dicts(raw: Mapping[Any, Any], inside: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield the dictionaries of weights in a checkpoint, such as "ema.shadow", without those of its optimisers."""
+    for key, value in raw.items():
+        if not isinstance(value, Mapping) or str(key).startswith(_OF_TRAINING):
+            continue
+        if _is_state_dict(value):
+            yield f"{inside}{key}", value
+        elif inside.count(".") < 2:
+            yield from _state_dicts(value, f"{inside}{key}.")
 
 
 def _is_state_dict(value: Mapping[Any, Any]) -> bool:
