@@ -61,8 +61,9 @@ def encode_parser() -> jsonargparse.ArgumentParser:
         "files",
         type=str,
         nargs="*",
-        help="images, in the place of --data.path; for a model of three axes DICOM, NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr, "
-        "videos, or folders of them; the run's own by default",
+        default=[],
+        help="images, in the place of --data.path; for models of volumes DICOM, NIfTI, NRRD, MHA, TIFF stacks, OME-Zarr, for "
+        "models of clips videos; or folders of them; the run's own by default",
     )
     parser.add_argument("-o", "--output", type=str, required=True, help="the store: a folder")
     _add_images(

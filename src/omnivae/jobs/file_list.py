@@ -28,11 +28,13 @@ class FileItem:
         name: its key in a store.
         read: reads it.
         content: SHA-256 of it as it is stored.
+        source: path that errors of reading may name.
     """
 
     name: str
     read: Callable[[], Any]
     content: Callable[[], str]
+    source: str = ""
 
 
 class FileList:

@@ -135,8 +135,8 @@ def images_to_encode(model: VAE, config: DataConfig, *, part: Part = "all", nati
     """
     if model.dim != 2:
         raise ValueError(
-            f"this model takes volumes or clips (of {model.dim} axes), and these are images: encode volumes with "
-            "`omnivae encode MODEL SCANS --output STORE`, measure them with `omnivae calibrate MODEL --store STORE`"
+            "this model takes volumes or clips, which go into a store first: `omnivae encode MODEL SCANS --output STORE`, then "
+            "`omnivae calibrate MODEL --store STORE`"
         )
     # Decoding everything once before everything is decoded would cost as much as encoding on a GPU; a file that turns out
     # to be damaged stops the run, which goes on where it was. To leave damaged files out, they must be known before.

@@ -142,15 +142,11 @@ def _encode(codec: VolumeCodec, item: FileItem, content: str, tell: Callable[[fl
         for problem in volume.problems:
             log.warning("%s: %s", item.name, problem)
         seen = codec.see(volume)
-        outside = seen.below + seen.above
-        if outside:
-            share, (low, high) = outside / volume.array.size, seen.window
-            log.info("%s: %.2f %% of the voxels lie outside of %g to %g", item.name, 100 * share, low, high)
         file = {"volume": describe_volume(volume, seen)}
         del volume  # from here on what the model sees is enough
         posterior = codec.encode(seen, progress=tell)
     except (ValueError, EOFError) as error:
-        if item.name.split("/")[-1] in str(error):
+        if item.source and item.source in str(error):
             raise
         raise ValueError(f"{item.name}: {error}") from error
     mean, logvar = on_cpu(codec.model, posterior)

@@ -64,6 +64,7 @@ def volumes_of_paths(
             name,
             partial(read_for, codec.unit, entry, unit=unit, time=time, on_gaps=on_gaps),
             partial(content_of, entry),
+            str(entry.path),
         )
         for entry, name in zip(entries, names_of(entries, output), strict=True)
     ]
