@@ -255,7 +255,8 @@ def test_pairs_are_listed_with_their_overlap(tmp_path, capsys):
     assert "stops the run: far: see STOPS above" in said
     near, far = json.loads(out.read_text())["pairs"]
     assert (near["overlap"], near["patient"], far["overlap"], far["patient"]) == (0.5, 1, None, 1)
-    assert "reached by the followup" in html.read_text()
+    assert "a0.nii.gz and a1.nii.gz: the followup reaches 50 % of the baseline, patient 1" in html.read_text()
+    assert "far.nii.gz, patient 1; baseline and followup share no place" in html.read_text()
     (tmp_path / "far.nii.gz").write_bytes(b"no volume")
     assert inspect_volumes(listing).pairs[1].problem == "its followup cannot be used"
 

@@ -161,7 +161,7 @@ def volume_lines(found: VolumeInspection) -> list[tuple[str, int]]:
     Returns:
         Lines in the markup of rich, and how far they are indented.
     """
-    from omnivae.jobs.volumes_page import facts_text
+    from omnivae.jobs.volumes_page import facts_text, pair_text
 
     several = f", {found.patients} patients" if found.patients > 1 else ""
     usable = sum(v.usable and v.kind in found.taken for v in found.volumes)
@@ -171,10 +171,7 @@ def volume_lines(found: VolumeInspection) -> list[tuple[str, int]]:
     lines = [(f"[bold]{_plain(said)}[/]", 0)]
     for pair in found.pairs[:_MOST_FILES]:
         lines += [("", 0), (f"[bold]{_plain(pair.name)}[/]", 0)]
-        split = f", for {pair.split}" if pair.split else ""
-        patient = f", patient {pair.patient}" if found.patients > 1 else ""
-        overlap = "" if pair.overlap is None else f": the followup reaches {100 * pair.overlap:.3g} % of the baseline"
-        lines.append((_plain(f"{pair.baseline} and {pair.followup}{overlap}{patient}{split}"), 3))
+        lines.append((_plain(pair_text(pair)), 3))
         lines += [(f"[bold red]STOPS[/] {_plain(pair.problem)}", 3)] if pair.problem else []
         lines += [(_plain(pair.note), 3)] if pair.note else []
     shown = [v for n, v in enumerate(found.volumes) if n < _MOST_FILES or any(p.stops for p in v.problems)]

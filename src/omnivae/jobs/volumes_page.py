@@ -12,6 +12,7 @@ from omnivae.report import page
 
 if TYPE_CHECKING:
     from omnivae.jobs.volumes_inspect import VolumeFacts, VolumeInspection
+    from omnivae.jobs.volumes_pairs import PairFacts
     from omnivae.jobs.volumes_reconstruct import VolumeResult
 
 
@@ -30,16 +31,17 @@ def inspection_page(found: VolumeInspection) -> str:
         tiles.append((f"{found.patients:,}", "", "patients"))
     rows = [volume_row(v) for v in found.volumes]
     note = "Sizes, voxel sizes and directions are in the order of the file's axes."
-    summary = [page.tiles(tiles), page.table(COLUMNS, rows, ["", *["number"] * 6, ""])]
+    summary = [page.tiles(tiles), page.table(("volume", "what it is", "problems"), rows, ["", "", ""])]
     sections = [page.section("Volumes", note, *summary)]
     if found.pairs:
-        shares = ["" if pair.overlap is None else f"{100 * pair.overlap:.3g} %" for pair in found.pairs]
-        pair_rows = [
-            (p.name, p.baseline, p.followup, share, p.split or "", p.problem or p.note or "none")
-            for p, share in zip(found.pairs, shares, strict=True)
+        rows_of_pairs = [
+            (
+                "stops a run" if p.problem else "note" if p.note else "pair",
+                f"{p.name}: {'; '.join(filter(None, texts))}",
+            )
+            for p, texts in ((p, (pair_text(p), p.note, p.problem)) for p in found.pairs)
         ]
-        columns = ("pair", "baseline", "followup", "reached by the followup", "split", "problems")
-        sections.append(page.section("Pairs", "", page.table(columns, pair_rows, ["", "", "", "number", "", ""])))
+        sections.append(page.section("Pairs", "", page.facts(rows_of_pairs)))
     if found.problems or found.remarks:
         entries = [("stops a run", text) for text in found.problems] + [("note", text) for text in found.remarks]
         sections.append(page.section("Findings", "", page.facts(entries)))
@@ -127,31 +129,26 @@ def _formulas(names: Sequence[str]) -> str:
     )
 
 
-#: Columns of the table of volumes, on the page and on the terminal.
-COLUMNS = ("name", "kind", "size", "voxel", "axes", "type", "values", "problems")
-
-
-def volume_row(facts: VolumeFacts) -> tuple[str, ...]:
-    """Return the cells of one volume under ``COLUMNS``.
+def volume_row(facts: VolumeFacts) -> tuple[str, str, str]:
+    """Return the cells of one volume: number and name, what it is, names of what is unusual.
 
     Args:
         facts: of the volume.
     """
-    kind = " ".join(
-        part for part in (facts.modality, facts.kind if facts.kind != "image" or not facts.modality else "") if part
-    )
-    number = f" [{facts.number}]" if facts.number is not None else ""
+    number = f"[{facts.number}] " if facts.number is not None else ""
     problems = ", ".join(dict.fromkeys(p.name.upper() if p.stops else p.name for p in facts.problems)) or "none"
-    return (
-        facts.name,
-        f"{kind}{number}",
-        size_text(facts.shape),
-        " x ".join(f"{s:.4g}" for s in facts.spacing),
-        facts.orientation,
-        facts.dtype,
-        values_text(facts),
-        problems,
-    )
+    return number + facts.name, facts_text(facts), problems
+
+
+def pair_text(pair: PairFacts) -> str:
+    """Return what is known of one pair on a line, but for why it may be none.
+
+    Args:
+        pair: of a listing.
+    """
+    overlap = "" if pair.overlap is None else f": the followup reaches {100 * pair.overlap:.3g} % of the baseline"
+    split = f", for {pair.split}" if pair.split else ""
+    return f"{pair.baseline} and {pair.followup}{overlap}, patient {pair.patient}{split}"
 
 
 def facts_text(facts: VolumeFacts) -> str:
