@@ -102,6 +102,12 @@ def test_layout_is_chosen_by_the_number_of_axes(dim):
             assert p.is_contiguous(memory_format=formats.get(dim, torch.contiguous_format))
 
 
+def test_volumes_in_bfloat16_take_the_fast_layout():
+    model = for_inference(kl_autoencoder(dim=3, channels=(4, 8), num_res_blocks=1, num_groups=2), precision="bf16")
+    kernels = [p for p in model.decoder.parameters() if p.ndim == 5]
+    assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels)
+
+
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="got precision='fp8'; expected 'auto', 'bf16', '16' or '32'"):
         for_inference(MODELS["conv"](), precision="fp8")
