@@ -240,8 +240,12 @@ def test_a_run_encodes_its_own_volumes_and_their_splits(run, scans, tmp_path):
     # A path of its own is encoded as reconstruct reads it: the same latents.
     encode(run, scans, tmp_path / "path")
     assert contents(tmp_path / "path") == contents(tmp_path / "all")
-    with pytest.raises(ValueError, match="--series or --time"):
-        encode(run, [], tmp_path / "more", series="1")
+    for given in ({"series": "1"}, {"time": 0}, {"unit": "HU"}, {"on_gaps": "resample"}):
+        with pytest.raises(ValueError, match=f"got --{next(iter(given))} with a split or the volumes of a run"):
+            encode(run, [], tmp_path / "more", **given)
+    # A split of a path is that of the run's settings, too.
+    encode(run, scans, tmp_path / "again", part="train")
+    assert PosteriorStore(tmp_path / "again").keys == ["train/oblique", "train/tilted"]
 
 
 def test_phantoms_by_name(toy, tmp_path):

@@ -101,20 +101,23 @@ def encode_volumes(
     codec = VolumeCodec(loaded, intensity=intensity, memory=memory, mode=mode)
     if part != "all" and len(paths) > 1:
         raise ValueError(f"got --data.split {part} and {len(paths)} paths; a split is of one data set: give one path")
+    read: dict[str, Any] = {"level": 0, "channels": []}
     if not paths or part != "all" or is_named_data(paths):
-        if series is not None or time is not None:
+        given = {"series": series, "time": time, "unit": unit, "on_gaps": None if on_gaps == "error" else on_gaps}
+        odd = [f"--{name}" for name, value in given.items() if value is not None]
+        if odd:
             raise ValueError(
-                "got --series or --time with a split or the volumes of a run, which are read as in training: name the path of the "
-                "volumes, without --data.split"
+                f"got {' and '.join(odd)} with a split or the volumes of a run, which are read as in training: name the path of "
+                "the volumes, without --data.split"
             )
-        items = volumes_of_run(codec, directory, str(paths[0]) if paths else None, part)
+        items, read = volumes_of_run(codec, directory, str(paths[0]) if paths else None, part)
     else:
         items = volumes_of_paths(codec, paths, target, series=series, time=time, unit=unit, on_gaps=on_gaps)
     volumes = FileList(items, "volumes", limit)
     info = describe_store(
         loaded,
         directory,
-        transform=_transform(codec, unit=unit, time=time),
+        transform=_transform(codec, unit=unit, time=time) | read,
         dtype=dtype,
         # No path of the data: folders of scans are named after patients.
         recipe={"data": None, "model": str(model), "split": part, "limit": limit, "series": series},

@@ -70,7 +70,9 @@ def volumes_of_paths(
     ]
 
 
-def volumes_of_run(codec: VolumeCodec, directory: Path, path: str | None, part: Part) -> list[FileItem]:
+def volumes_of_run(
+    codec: VolumeCodec, directory: Path, path: str | None, part: Part
+) -> tuple[list[FileItem], dict[str, Any]]:
     """List the volumes of a run, or those of a split of any data, as training finds and names them.
 
     Args:
@@ -78,6 +80,9 @@ def volumes_of_run(codec: VolumeCodec, directory: Path, path: str | None, part: 
         directory: of the model.
         path: of the data; the run's own by default.
         part: which split, or "all".
+
+    Returns:
+        The volumes, and the resolution level and channels that are read of them.
 
     Raises:
         ValueError: when neither a path nor a run is known, or a split has no volumes.
@@ -94,7 +99,8 @@ def volumes_of_run(codec: VolumeCodec, directory: Path, path: str | None, part: 
     if not entries:
         raise ValueError(f"{config.path} has no volumes in the split {part!r}")
     names = config.volume.channel_names
-    return [FileItem(bare_name_of(entry.key), partial(_load, entry, names), entry.content_hash) for entry in entries]
+    items = [FileItem(bare_name_of(entry.key), partial(_load, entry, names), entry.content_hash) for entry in entries]
+    return items, {"level": config.volume.level, "channels": list(names)}
 
 
 def is_named_data(paths: Sequence[str | Path]) -> bool:
