@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnivae.models.tiled.arrange import Step
 from omnivae.models.tiled.graph import Gather, Input, Node, Reduce, Region
 from omnivae.models.tiled.memory import format_bytes, give_back
 from omnivae.models.tiled.regions import Source, compute, evaluate
-from omnivae.models.tiled.schedule import Schedule, Step
+from omnivae.models.tiled.schedule import Schedule
 from omnivae.models.tiled.storage import Buffer, scratch_folder
 
 #: Called with a region and its values.
@@ -113,7 +114,9 @@ def execute(
                 report.add(step.work)
             else:
                 last = step.node is schedule.output
-                output = _sweep(step, values, report, folder, sink if last else None)
+                _sweep(step, values, report, folder, sink if last else None)
+                if last and sink is None and step.keep and step.in_memory:
+                    output = values.buffers[step.node].whole()
             for node in step.frees:
                 values.wholes.pop(node, None)
                 buffer = values.buffers.pop(node, None)
@@ -124,7 +127,7 @@ def execute(
     return output
 
 
-def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sink | None) -> Tensor | None:
+def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sink | None) -> None:
     """Compute a field tile by tile: keep it, hand it on, and take its statistics."""
     node = step.node
     over = None if step.overwrites is None else values.buffers[step.overwrites]
@@ -153,9 +156,6 @@ def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sin
         values.buffers[node] = buffer
         if step.overwrites is not None:
             del values.buffers[step.overwrites]  # its file goes on as this one's
-        if step.in_memory and sink is None and buffer.values is not None:
-            return buffer.whole()
-    return None
 
 
 def _gather(step: Step, values: _Values, report: _Report) -> Tensor:

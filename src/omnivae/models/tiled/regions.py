@@ -27,7 +27,7 @@ def region_work(node: Node, region: Region, known: set[Node]) -> float:
     if node in known or isinstance(node, (Input, Constant)) or not node.is_field:
         return 0.0
     total = node.work(region)
-    for parent, need in zip(node.inputs, node.needs(region), strict=True):
+    for parent, need in dict.fromkeys(zip(node.inputs, node.needs(region), strict=True)):
         if need is not None and parent.is_field:
             total += region_work(parent, need, known)
     return total
@@ -97,7 +97,13 @@ def compute(node: Node, region: Region, source: Source) -> Tensor:
     # The branch with more behind it goes first: it takes the most memory, and so it runs beside nothing.
     for i in sorted(range(len(needs)), key=lambda i: -_depth(node.inputs[i])):
         parent, need = node.inputs[i], needs[i]
-        if isinstance(parent, Constant):
+        twin = next(
+            (j for j in range(len(needs)) if tiles[j] is not None and (node.inputs[j], needs[j]) == (parent, need)),
+            None,
+        )
+        if twin is not None:
+            tiles[i] = tiles[twin]  # x * x, in place too: each element is read before it is written
+        elif isinstance(parent, Constant):
             tiles[i] = source.tensors(parent)[0]
         elif not parent.is_field:
             tiles[i] = source.whole(parent)
