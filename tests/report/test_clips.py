@@ -95,4 +95,5 @@ def test_a_model_of_video_is_drawn_in_frames_and_claims_no_hounsfield_units(trai
     assert "6 frames of 16 × 16 pixels" in page
     assert "Frames of each clip from first to last" in page
     assert "middle planes" not in page
+    assert "4 clips sampled from the prior" in page
     assert "Of each clip its middle frame" in page

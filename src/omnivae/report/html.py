@@ -234,7 +234,7 @@ def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, s
             "Samples", "This model has no prior, because its posterior has no density: nothing to draw from."
         )
     size = tuple(shown[0]["x"].shape[1:])
-    clips = len(size) == 4 and is_clips(model)
+    clips = len(size) == 3 and is_clips(model)
     count = SAMPLE_CLIPS if clips else SAMPLE_COLUMNS * (4 if math.prod(size) <= 128**2 else 2)
     generator = torch.Generator().manual_seed(seed)
     parts = []
@@ -249,7 +249,11 @@ def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, s
         grid = clip_rows(x, model.value_range, names=names, alpha=has_alpha(model))
     else:
         grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS, alpha=has_alpha(model))
-    return page.section("Samples", note, page.picture(figures.to_png(grid), f"{count} images sampled from the prior"))
+    return page.section(
+        "Samples",
+        note,
+        page.picture(figures.to_png(grid), f"{count} {'clips' if clips else 'images'} sampled from the prior"),
+    )
 
 
 def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.device) -> Iterator[Section]:
