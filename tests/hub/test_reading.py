@@ -127,3 +127,36 @@ def test_weights_that_lie_deeper_are_found_and_others_are_named(tmp_path):
     torch.save({"generator": WEIGHTS, "discriminator": WEIGHTS}, file)
     with pytest.raises(ValueError, match=r"choose one of generator, discriminator with --entry"):
         read_checkpoint(file)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_a_bare_pickle_would_call_is_named(tmp_path, protocol):
+    import os
+    import pickle
+
+    class Code:
+        def __reduce__(self):
+            return os.system, ("exit 1",)
+
+    file = tmp_path / "model.pt"
+    file.write_bytes(pickle.dumps({"state_dict": Code()}, protocol=protocol))
+    with pytest.raises(
+        ValueError, match=r"is a pickle that calls code \((?:posix|nt)\.system\).*nothing of it was executed"
+    ):
+        read_checkpoint(file)
+
+
+def test_weights_in_eight_bits_are_looked_at(tmp_path):
+    from omnivae.jobs.checkpoint import examine_checkpoint
+
+    from . import originals
+
+    eight = torch.float8_e4m3fn
+    tensors = {k: v.to(eight) if v.ndim > 1 else v for k, v in originals.monai_kl().state_dict().items()}
+    torch.save(tensors, tmp_path / "eight.pt")
+    found = examine_checkpoint(tmp_path / "eight.pt", trials=False)
+    assert found.sound
+    assert found.proof.equal
+    name = "encoder.blocks.0.conv.weight"
+    torch.save(tensors | {name: torch.full_like(tensors[name].float(), torch.nan).to(eight)}, tmp_path / "eight.pt")
+    assert name in examine_checkpoint(tmp_path / "eight.pt", trials=False).problems[0]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,7 +200,7 @@ def _read_torch(file: Path) -> Any:
         text = str(error)
         named = re.findall(r"(?:GLOBAL|global:?) [`']?([\w.]+)[`']?", text)
         if "Weights only load failed" in text:
-            raise ValueError(_refusal(file, [n for n in named if "." in n] or named)) from None
+            raise ValueError(_refusal(file, [n for n in named if "." in n] or named or _named_in(file))) from None
         first = text.strip().splitlines()[0][:160] if text.strip() else type(error).__name__
         kind = "truncated" if "EOF" in text else "damaged, or no checkpoint of torch"
         raise ValueError(f"{file} is {kind} ({first}): fetch or write it again") from error
@@ -208,6 +210,21 @@ class _Code(Exception):
     def __init__(self, names: list[str]) -> None:
         super().__init__(", ".join(names))
         self.names = names
+
+
+def _named_in(file: Path) -> list[str]:
+    """Return what a bare pickle names, read as a list of instructions of which none is followed."""
+    words: list[str] = []
+    names: list[str] = []
+    with file.open("rb") as stream, suppress(ValueError):  # what comes after a damaged instruction is not looked at
+        for instruction, argument, _ in pickletools.genops(stream):
+            if instruction.name == "GLOBAL":
+                names.append(str(argument).replace(" ", "."))
+            elif instruction.name == "STACK_GLOBAL" and len(words) > 1:
+                names.append(".".join(words[-2:]))
+            elif isinstance(argument, str):
+                words.append(argument)
+    return names
 
 
 def _refusal(file: Path, names: list[str]) -> str:

@@ -316,11 +316,13 @@ def _problems(checkpoint: Checkpoint) -> list[str]:
     problems = []
     for name, tensor in checkpoint.tensors.items():
         if tensor.is_floating_point():
-            bad = int((~torch.isfinite(tensor)).sum())
+            bad = int((~torch.isfinite(tensor.float())).sum())  # torch cannot look into 8 bits
             if bad:
                 problems.append(f"{name} holds {bad} NaN or infinite values")
     zero = [
-        n for n, t in checkpoint.tensors.items() if t.ndim > 1 and t.is_floating_point() and not bool(t.count_nonzero())
+        n
+        for n, t in checkpoint.tensors.items()
+        if t.ndim > 1 and t.is_floating_point() and not bool(t.float().count_nonzero())
     ]
     if zero and len(zero) > len(checkpoint.tensors) // 4:
         problems.append(
