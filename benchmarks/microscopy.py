@@ -3,9 +3,10 @@
 Measures runs of BetaVae25D and BetaVaeMonai on patches around each nucleus of a plate that they have not seen: PSNR and SSIM of
 each channel, KL, active units, and what can be read off the posterior means. Classifiers are trained on cells of the run's plate
 and tested on the other's: is a nucleus condensed (linear, of the nearest neighbours, linear from 20 cells of each kind; balanced
-accuracy), and what is the condition of a well (linear, the mean over its cells). The same is done with encoders of random weights
-and with principal components of the pixels. A FOLDER is what ``omnivae phantoms --kind plate --conditions`` writes;
-docs/microscopy.md has the commands. Prints a Markdown table and writes ``benchmarks/results/microscopy.json``.
+accuracy), and what is the condition of a well (linear, the mean over its cells) and of a patch anywhere in it. The same is done
+with encoders of random weights and with principal components of the pixels. A FOLDER is what ``omnivae phantoms --kind plate
+--conditions`` writes; docs/microscopy.md has the commands. Prints a Markdown table and writes
+``benchmarks/results/microscopy.json``.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Cells(Dataset):  # type: ignore[type-arg]
             for name, middle in zip(names, ndimage.center_of_mass(labels > 0, labels, names), strict=True):
                 corner = [round(m) - p // 2 for m, p in zip(middle, patch, strict=True)]
                 corner[0] = min(max(corner[0], 0), facts.size[0] - patch[0])
+                if any(c < 0 or c + p > n for c, p, n in zip(corner, patch, facts.size, strict=True)):
+                    continue  # no border is filled up: training has shown none
                 self.patches.append(torch.from_numpy(intensity.scaled(cut(values, corner, patch, low), facts)))
                 self.keys.append(f"{position}#{name}")
                 wells.append(well)
@@ -101,6 +104,7 @@ class Run:
         train: cells of the wells that it was trained on.
         test: cells of the other plate.
         channels: names.
+        grid: patches that cover both plates, ``[N, C, I, J, K]``, and the condition of each.
     """
 
     name: str
@@ -108,6 +112,7 @@ class Run:
     train: Cells
     test: Cells
     channels: list[str]
+    grid: tuple[tuple[torch.Tensor, np.ndarray], tuple[torch.Tensor, np.ndarray]]
 
 
 def opened(run: Path, train: Path, test: Path) -> Run:
@@ -120,12 +125,39 @@ def opened(run: Path, train: Path, test: Path) -> Run:
     """
     model = VAE.from_pretrained(run).eval()
     config = data_for(model, None, run_data(find_model(run)))
+    config = replace(config, volume=replace(config.volume, patches_per_volume=10_000))  # all of the grid
     own, other = (
         load_data(replace(config, path=str(folder / "plate.ome.zarr")), value_range=model.value_range)
         for folder in (train, test)
     )
-    cells = Cells(own.train, train, own.train.volumes), Cells(other.test, test, np.arange(len(other.test.source)))
-    return Run(run.name, model, *cells, list(config.volume.channel_names))
+    every = np.arange(len(other.test.source))
+    cells = Cells(own.train, train, own.train.volumes), Cells(other.test, test, every)
+    grids = [
+        (torch.stack([item["x"] for item in fields]), np.array([part.condition[_well(key)] for key in fields.keys]))
+        for fields, part in zip((own.train.fixed(), other.test.fixed(every)), cells, strict=True)
+    ]
+    return Run(run.name, model, *cells, list(config.volume.channel_names), (grids[0], grids[1]))
+
+
+def _well(key: str) -> str:
+    """Return the well in the name of a patch, such as "plate.ome.zarr/B/2/0@0,64,0"."""
+    return "/".join(key.split("@")[0].split("/")[-3:-1])
+
+
+def grid_probe(train: np.ndarray, test: np.ndarray, run: Run) -> dict[str, float]:
+    """Return how often the condition is read off a patch that may hold any part of a cell, or none.
+
+    Args:
+        train: features of the patches that cover the run's plate.
+        test: of the other plate.
+        run: whose patches they are.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=3000)).fit(train, run.grid[0][1])
+    return {"condition of a patch, linear": float((fitted.predict(test) == run.grid[1][1]).mean())}
 
 
 @torch.inference_mode()
@@ -215,15 +247,22 @@ def measure(run: Run) -> dict[str, Any]:
     from sklearn.decomposition import PCA
 
     figures = evaluate(run.model, run.test, ["kl", "active_units"], progress=False)  # type: ignore[arg-type]
-    here, there = codes(run.model, run.train.x), codes(run.model, run.test.x)
+    (first, _), (second, _) = run.grid
+    xs = (run.train.x, run.test.x, first, second)
+
+    def of(features: list[np.ndarray]) -> dict[str, float]:
+        return probe(*features[:2], run) | grid_probe(*features[2:], run)
+
     random = []
     for seed in range(UNTRAINED):
         torch.manual_seed(seed)
         fresh = from_config(to_config(run.model)).eval()
-        random.append(probe(codes(fresh, run.train.x), codes(fresh, run.test.x), run))
-    # Every third plane, every second row and column: 1,064 cells of all voxels would be gigabytes in float64.
-    pixels = [part.x[:, :, 1::3, ::2, ::2].flatten(1).double().numpy() for part in (run.train, run.test)]
-    pca = PCA(here.shape[1], random_state=0).fit(pixels[0])
+        random.append(of([codes(fresh, x) for x in xs]))
+    means = [codes(run.model, x) for x in xs]
+    # Every third plane, every second row and column: all voxels of all cells would be gigabytes in float64.
+    pixels = [x[:, :, 1::3, ::2, ::2].flatten(1).double().numpy() for x in xs]
+    around, anywhere = (PCA(means[0].shape[1], random_state=0).fit(pixels[part]) for part in (0, 2))
+    components = [around.transform(rows) for rows in pixels[:2]] + [anywhere.transform(rows) for rows in pixels[2:]]
     return {
         "run": run.name,
         "model": type(run.model).__name__,
@@ -231,13 +270,13 @@ def measure(run: Run) -> dict[str, Any]:
         "channels": per_channel(run),
         "kl": figures.metrics["kl"].mean,
         "active_units": figures.metrics["active_units"].mean,
-        "latent_dim": here.shape[1],
+        "latent_dim": means[0].shape[1],
         "cells": {"train": len(run.train), "test": len(run.test)},
         "wells": {"train": len(set(run.train.wells)), "test": len(set(run.test.wells))},
         "probe": {
-            "posterior means": probe(here, there, run),
+            "posterior means": of(means),
             "untrained encoder": {name: float(np.mean([r[name] for r in random])) for name in random[0]},
-            "principal components of pixels": probe(pca.transform(pixels[0]), pca.transform(pixels[1]), run),
+            "principal components of pixels": of(components),
         },
     }
 

@@ -215,21 +215,26 @@ class DataConfig:
         return () if self.cond is None else (self.cond,) if isinstance(self.cond, str) else self.cond
 
 
-def check_value_range(value_range: tuple[float, float], name: str = "value_range") -> tuple[float, float]:
-    """Return ``value_range`` as a tuple of floats if it is one of the two that exist.
+def check_value_range(
+    value_range: tuple[float, float], name: str = "value_range", *, volumes: bool = False
+) -> tuple[float, float]:
+    """Return ``value_range`` as a tuple of floats if images, or volumes, can have it.
 
     Args:
         value_range: lowest and highest value of a pixel.
         name: what to call it in an error.
+        volumes: whether it is of volumes, whose models may see z-scores or other numbers.
 
     Returns:
-        ``(0.0, 1.0)`` or ``(-1.0, 1.0)``.
+        ``(0.0, 1.0)`` or ``(-1.0, 1.0)``; of volumes any two numbers, the lower first.
 
     Raises:
         ValueError: for any other.
     """
     values = tuple(float(v) for v in value_range)
-    if values not in VALUE_RANGES:
+    if volumes and (len(values) != 2 or not all(map(math.isfinite, values)) or values[0] >= values[1]):
+        raise ValueError(f"got {name}={value_range}; expected two numbers, the lower first")
+    if not volumes and values not in VALUE_RANGES:
         raise ValueError(f"got {name}={value_range}; expected (0, 1) or (-1, 1)")
     return values  # type: ignore[return-value]
 

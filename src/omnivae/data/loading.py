@@ -93,7 +93,7 @@ class DataSplits:
         Raises:
             ValueError: for no range.
         """
-        value_range = check_value_range(value_range)
+        value_range = check_value_range(value_range, volumes=self.intensity is not None)
 
         def changed(dataset: ImageDataset) -> ImageDataset:
             other = copy.copy(dataset)
@@ -142,8 +142,9 @@ def load_data(
         >>> len(splits.train), len(splits.val), splits.image_size, splits.train[0]["x"].shape
         (1437, 180, (8, 8), torch.Size([1, 8, 8]))
     """
-    value_range = check_value_range(config.value_range or value_range)
-    if holds_volumes(config):
+    volumes = holds_volumes(config)
+    value_range = check_value_range(config.value_range or value_range, volumes=volumes)
+    if volumes:
         from omnivae.data.volumes.dataset_loading import load_volumes
 
         return load_volumes(config, value_range=value_range, seed=seed)

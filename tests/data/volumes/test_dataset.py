@@ -477,3 +477,20 @@ def test_a_derived_series_with_a_hole_is_no_volume(tmp_path: Path, cache: Path) 
     write_dicom(scan(0, (12, 12, 12)), tmp_path / "derived")[4].unlink()
     with pytest.raises(ValueError, match="missing slices"):
         load_data(config(tmp_path / "derived"))
+
+
+def test_volumes_may_have_the_range_of_z_scores(tmp_path):
+    """Ten deviations onto (-10, 10) is the z-score itself; images keep their two ranges."""
+    from omnivae.data.volumes import plate_phantom
+
+    path = plate_phantom(tmp_path / "p.zarr", wells=("A/1", "A/2", "B/1"), fields=1, size=(3, 32, 32), cells=2)
+    volume = VolumeConfig(patch_size=(3, 32, 32), unit="arbitrary", intensity="zscore", deviations=10.0)
+    splits = load_data(DataConfig(str(path), volume=volume), value_range=(-10, 10))
+    x = splits.test.whole()[0]["x"].double()
+    assert x.mean((1, 2, 3)).abs().max() < 1e-4
+    assert (x.std((1, 2, 3), correction=0) - 1).abs().max() < 1e-4
+    assert splits.intensity["range"] == [-10, 10]
+    with pytest.raises(ValueError, match="expected two numbers, the lower first"):
+        load_data(DataConfig(str(path), volume=volume), value_range=(1, 1))
+    with pytest.raises(ValueError, match=r"expected \(0, 1\) or \(-1, 1\)"):
+        load_data(DataConfig("digits"), value_range=(-10, 10))
