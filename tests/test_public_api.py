@@ -263,7 +263,7 @@ OPTIONS = {
         batch_size channels images latent_dim learning_rate metrics num_samples_nll output recipes seeds steps
         {" ".join(option for option in TRAIN if option.startswith("data.") and option != "data.path")}
     """,
-    "phantoms": "count format kind lesions output seed size spacing",
+    "phantoms": "conditions count format kind lesions output seed size spacing",
     "demo": "output steps",
 }
 
