@@ -230,7 +230,7 @@ def _describe(schedule: Schedule, seconds: float | None) -> str:
     sweeps = sum(bool(step.splits) for step in schedule.steps)
     text = (
         f"{format_bytes(schedule.peak_bytes)} at once, {format_bytes(schedule.file_bytes)} in temporary files, {tiles} tiles in "
-        f"{sweeps} sweeps, {schedule.work / schedule.plain_work:.2f}x the arithmetic"
+        f"{sweeps} sweeps, {schedule.factor:.2f}x the arithmetic"
     )
     if schedule.recomputed:
         text += f" ({schedule.recomputed} values are computed again for want of disk)"

@@ -236,7 +236,7 @@ def test_a_small_disk_costs_arithmetic_and_nothing_else(direction):
         whole = network(x)
     made = {}
     for disk in (None, 2_000_000, 1_200_000, 500_000):
-        schedule = make_schedule(source, output, 800_000, keep_output=False, disk=disk)
+        schedule = make_schedule(source, output, 1_300_000, keep_output=False, disk=disk)
         result = torch.empty_like(whole)
 
         def write(region, tile, result=result):
@@ -388,7 +388,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="TMPDIR"):
         execute(planned, reader(x, 0, (96, 96)), device=x.device, scratch=tmp_path)
     # what is planned on a full disk does without files
-    made = omnivae.Tiled(model, memory="400kB", scratch=tmp_path).encode(x)
+    made = omnivae.Tiled(model, memory="600kB", scratch=tmp_path).encode(x)
     torch.testing.assert_close(made.mean, whole, atol=1e-9, rtol=1e-9)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +19,13 @@ from omnivae.models.tiled.memory import format_bytes, give_back
 from omnivae.models.tiled.regions import Source, compute, evaluate
 from omnivae.models.tiled.schedule import Schedule
 from omnivae.models.tiled.storage import Buffer, scratch_folder
+
+log = logging.getLogger(__name__)
+
+#: Times the arithmetic of a run without tiles above which the user is told.
+TELL = 1.5
+#: What the user was told already: the reason, and how many times it was.
+_told: dict[str, float] = {}
 
 #: Called with a region and its values.
 Sink = Callable[[Region, Tensor], None]
@@ -202,4 +210,38 @@ def check_disk(folder: Path, needed: int) -> None:
         raise OSError(
             f"values between the layers need {format_bytes(needed)} in {folder}, which has {format_bytes(free)} free: give more "
             "memory, or scratch= another folder (the environment variable TMPDIR for commands)"
+        )
+
+
+def tell_price(schedule: Schedule, scratch: Path | None = None) -> None:
+    """Say in one sentence why a run takes much more arithmetic than one without tiles, and what helps.
+
+    A reason is named once in a process, and again only where its price is half as high again.
+
+    Args:
+        schedule: what will be carried out.
+        scratch: folder for temporary files, as for :func:`execute`.
+    """
+    folder = scratch_folder(scratch)
+    free = shutil.disk_usage(folder).free
+    reason = "disk" if schedule.recomputed else "memory"
+    if schedule.factor <= TELL * _told.get(reason, 1.0) or schedule.file_bytes > free:
+        return  # said already, or refused at once
+    _told[reason] = schedule.factor
+    if schedule.recomputed:
+        log.warning(
+            "tiles take %.1f times the arithmetic of a run without them, because the %s of values between the layers do not fit "
+            "into %s, which has %s free: free disk there, name another folder (scratch=, or the environment variable TMPDIR for "
+            "commands), or give more memory",
+            schedule.factor,
+            format_bytes(schedule.wanted_bytes),
+            folder,
+            format_bytes(free),
+        )
+    else:
+        log.warning(
+            "tiles take %.1f times the arithmetic of a run without them, because those that fit into %s are small beside the "
+            "neighbours that they need: give more memory",
+            schedule.factor,
+            format_bytes(schedule.peak_bytes),
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from omnivae.models.tiled.arrange import Arrangement, Step, arrange, enough, plain_work, topological
 from omnivae.models.tiled.graph import Gather, Node, Region
@@ -73,9 +74,10 @@ def make_schedule(source: Node, output: Node, memory: int, *, keep_output: bool,
         ValueError: when no tile is small enough, naming what needs the memory.
     """
     order = topological(output)
+    sizes: dict[Any, int] = {}
     for share in KEPT:
         try:
-            return _schedule(source, order, memory, keep_output, disk, share)
+            return _schedule(source, order, memory, keep_output, disk, share, sizes)
         except ValueError:
             # A tile does not fit beside what is kept in memory, which may go to files.
             if share == KEPT[-1]:
@@ -84,7 +86,13 @@ def make_schedule(source: Node, output: Node, memory: int, *, keep_output: bool,
 
 
 def _schedule(
-    source: Node, order: Sequence[Node], memory: int, keep_output: bool, disk: int | None, share: float
+    source: Node,
+    order: Sequence[Node],
+    memory: int,
+    keep_output: bool,
+    disk: int | None,
+    share: float,
+    sizes: dict[Any, int],
 ) -> Schedule:
     output = order[-1]
 
@@ -92,24 +100,16 @@ def _schedule(
         return arrange(order, output, memory, share=share, keep_output=keep_output, dropped=dropped)
 
     plan, dropped = arranged(set()), set[Node]()
-    wanted = plan.file_bytes
-    if disk is not None and wanted > disk:
-        plan, dropped = _within_disk(order, arranged, disk)
-    peak = 0
-    for step, taken in zip(plan.steps, plan.used, strict=True):
-        if step.node.is_field or isinstance(step.node, Gather):
-            try:
-                _choose_tiles(step, memory - taken, taken, memory)
-            except ValueError as error:
-                if not dropped:
-                    raise
-                raise ValueError(
-                    f"{error}, or disk: of {format_bytes(wanted)} of values between the layers only {format_bytes(disk or 0)} fit "
-                    "there, and the others are computed again in larger tiles"
-                ) from error
-        else:
-            step.tile_bytes, step.work = 0, float(math.prod(step.node.shape))
-        peak = max(peak, taken + step.tile_bytes)
+    wanted, needed = plan.file_bytes, set[Node]()
+    most = MOST_WORK * plain_work(order)
+    while True:
+        if disk is not None and wanted > disk:
+            plan, dropped = _within_disk(order, arranged, disk, needed)
+        crowded = _tile(plan, memory, dropped, most, sizes)
+        if crowded is None:
+            break
+        needed.add(crowded)
+    peak = max(taken + step.tile_bytes for step, taken in zip(plan.steps, plan.used, strict=True))
     return Schedule(
         source,
         output,
@@ -123,14 +123,47 @@ def _schedule(
     )
 
 
+def _tile(plan: Arrangement, memory: int, dropped: set[Node], most: float, sizes: dict[Any, int]) -> Node | None:
+    """Choose the tiles of every step, or return a value that is to be kept because tiles or their margins grow too large."""
+    for step, taken in zip(plan.steps, plan.used, strict=True):
+        if not step.node.is_field and not isinstance(step.node, Gather):
+            step.tile_bytes, step.work = 0, float(math.prod(step.node.shape))
+            continue
+        try:
+            _choose_tiles(step, memory - taken, taken, memory, sizes)
+        except ValueError:
+            crowded = _nearest(step, dropped)
+            if crowded is None:
+                raise
+            return crowded
+    if sum(step.work for step in plan.steps) <= most:
+        return None
+    swept = sorted((step for step in plan.steps if step.splits), key=lambda step: -step.work)
+    return next(filter(None, (_nearest(step, dropped) for step in swept)), None)
+
+
+def _nearest(step: Step, dropped: set[Node]) -> Node | None:
+    """Return the last value that a step computes again on the way to its own."""
+    return next((node for node in reversed(topological(step.field, set(step.reads))) if node in dropped), None)
+
+
 def _within_disk(
-    order: Sequence[Node], arranged: Callable[[set[Node]], Arrangement], disk: int
+    order: Sequence[Node], arranged: Callable[[set[Node]], Arrangement], disk: int, needed: set[Node]
 ) -> tuple[Arrangement, set[Node]]:
     """Return a plan whose files fit the disk, and the values that it computes again whenever they are read.
 
     Values are given up one by one, those first that make much room for little arithmetic. Where no value makes room alone, because
     what it is computed from is then needed for longer, the one that costs least goes, and the next one may. Where nothing
     fits, or only at an absurd price, the plan is the smallest one: whoever carries it out says how much is missing.
+
+    Args:
+        order: the graph.
+        arranged: arranges the steps without some values.
+        disk: bytes.
+        needed: values that are kept in any case.
+
+    Returns:
+        The plan, and what is computed again.
     """
 
     plan = best = arranged(set())
@@ -148,7 +181,7 @@ def _within_disk(
         over, chosen = plan.excess(disk), None
         rank = (-math.inf, -math.inf)
         for step in plan.steps:
-            if not step.keep or step.in_memory or step.node is order[-1]:
+            if not step.keep or step.in_memory or step.node is order[-1] or step.node in needed:
                 continue
             trial = tried({*dropped, step.node})
             if trial is None:
@@ -160,7 +193,7 @@ def _within_disk(
             return best, fewest
         dropped.add(chosen[0])
         plan = chosen[1]
-        if plan.excess(disk) < best.excess(disk):
+        if plan.file_bytes < best.file_bytes:
             best, fewest = plan, set(dropped)
     for node in [node for node in order if node in dropped]:
         # What was given up first may have room again.
@@ -171,7 +204,7 @@ def _within_disk(
     return plan, dropped
 
 
-def _choose_tiles(step: Step, budget: int, taken: int, memory: int) -> None:
+def _choose_tiles(step: Step, budget: int, taken: int, memory: int, sizes: dict[Any, int]) -> None:
     node = step.field
     known = set(step.reads)
     filed = step.keep and not step.in_memory
@@ -181,7 +214,10 @@ def _choose_tiles(step: Step, budget: int, taken: int, memory: int) -> None:
         lengths = [math.ceil(n / parts) for n, parts in zip(node.size, splits, strict=True)]
         step.tile_bytes = 0
         for region in _largest(node.size, lengths):
-            step.tile_bytes = max(step.tile_bytes, tile_bytes(node, region, known, filed=filed))
+            key = (node, region, frozenset(known), filed)
+            if key not in sizes:
+                sizes[key] = tile_bytes(node, region, known, filed=filed)
+            step.tile_bytes = max(step.tile_bytes, sizes[key])
             if step.tile_bytes > budget:
                 break
         else:

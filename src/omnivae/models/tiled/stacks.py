@@ -88,7 +88,8 @@ class Joined:
         for start in self.starts:
             self.total[start : start + self.length] += self.ramp
         self.ring: Buffer | None = None
-        self.ring_bytes = 0
+        #: What the ring takes of the memory, or of the disk.
+        self.ring_bytes = self.file_bytes = 0
         if self.overlap:
             node = Input(tuple(shape), dtype, (None, None, *range(len(shape) - 2)))
             size = node.num_bytes
@@ -96,6 +97,7 @@ class Joined:
             if in_memory:
                 self.ring_bytes = size
             else:
+                self.file_bytes = size
                 check_disk(scratch_folder(scratch), size)
             self.ring = Buffer(node, None if in_memory else scratch_folder(scratch))
 

@@ -31,7 +31,7 @@ from omnivae.models.tiled.arrays import (
     writer,
 )
 from omnivae.models.tiled.blended import SeamError, blend, merge, spans, tile_length
-from omnivae.models.tiled.execute import Progress, TileProgress, execute
+from omnivae.models.tiled.execute import Progress, TileProgress, execute, tell_price
 from omnivae.models.tiled.graph import Region
 from omnivae.models.tiled.memory import format_bytes, parse_bytes
 from omnivae.models.tiled.record import record
@@ -144,6 +144,8 @@ class Tiled:
             if isinstance(vae, StackedVAE) and x.shape[1] != vae.in_channels:
                 read = in_grey(vae, read)
             schedule = self.encode_schedule(size, row) if self.mode == "exact" else None
+            if schedule is not None:
+                tell_price(schedule, self.scratch)
             for start in starts:
                 if schedule is not None:
                     part = later(read, start)
@@ -214,8 +216,11 @@ class Tiled:
                 scratch=self.scratch,
             )
             with closing(joined):
-                left = budget - joined.ring_bytes
-                schedule = self.decode_schedule(z.shape[2:], row, memory=left) if self.mode == "exact" else None
+                left, schedule = budget - joined.ring_bytes, None
+                if self.mode == "exact":
+                    disk = max(self._disk() - joined.file_bytes, 0)
+                    schedule = self.decode_schedule(z.shape[2:], row, memory=left, disk=disk)
+                    tell_price(schedule, self.scratch)
                 for i, start in enumerate(starts):
                     part, sink, tell = later(read, start // stride[0]), joined.sink(i), progress()
                     if schedule is not None:
@@ -260,7 +265,12 @@ class Tiled:
         return make_schedule(source, output, self.memory - 2 * latent, keep_output=True, disk=self._disk())
 
     def decode_schedule(
-        self, latent_size: Sequence[int], cond: Tensor | None = None, *, memory: int | None = None
+        self,
+        latent_size: Sequence[int],
+        cond: Tensor | None = None,
+        *,
+        memory: int | None = None,
+        disk: int | None = None,
     ) -> Schedule:
         """Return how a latent of ``latent_size``, or each stack of it, is decoded exactly.
 
@@ -268,6 +278,7 @@ class Tiled:
             latent_size: spatial size of z.
             cond: condition of one image, ``[1, E]``.
             memory: bytes beside the result; all of them by default, as for a decoding into ``out``.
+            disk: bytes for temporary files; nearly all that are free by default.
 
         Returns:
             The schedule.
@@ -278,7 +289,8 @@ class Tiled:
         decoder: Any = self.vae.decoder
         shape = stack_shape(self.vae, latent_size, strides(self.vae.encoder, self.vae.dim)[0])
         source, output = record(decoder, (1, self.vae.latent_dim, *shape), cond=cond)
-        return make_schedule(source, output, memory or self.memory, keep_output=False, disk=self._disk())
+        disk = self._disk() if disk is None else disk
+        return make_schedule(source, output, memory or self.memory, keep_output=False, disk=disk)
 
     # -- inside
 
