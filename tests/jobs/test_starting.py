@@ -1,13 +1,16 @@
 """Weights that do not fit a configuration: which of its options differ, and which make them fit."""
 
 import logging
+import shutil
 
 import pytest
 import torch
 
 from omnivae import VAE, MaisiVAE
 from omnivae.cli.main import main
+from omnivae.jobs.config import read_yaml
 from omnivae.jobs.starting import start_from
+from omnivae.networks.maisi import to_monai
 from omnivae.recipes import RECIPES, cogvideox_vae, conv_vae, dc_ae, kl_autoencoder, vq_vae
 
 SMALL = {"channels": (8, 16), "num_groups": 4, "num_res_blocks": 1}
@@ -116,3 +119,74 @@ def test_a_large_default_is_not_built_to_say_so():
         released = cogvideox_vae()
     text = misfit("cogvideox_vae", {"channels": (8, 8, 8, 8), "num_res_blocks": 1, "num_groups": 4}, released)
     assert "--model.channels '[128,256,256,512]' --model.num_res_blocks 3 --model.num_groups 32" in text
+
+
+def test_weights_without_a_configuration_bring_their_model_and_losses(tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    train = [
+        "train",
+        "--data.path",
+        "digits",
+        "--training.max_steps",
+        "2",
+        "--training.batch_size",
+        "4",
+        "--report",
+        "false",
+    ]
+    model = ["--model.recipe", "conv_vae", "--model.channels", "[4,8]", "--model.latent_dim", "3"]
+    assert main([*train, *model, "--losses.kl.weight", "0.25", "--output", str(first)]) == 0
+    for checkpoint in (first, first / "model"):
+        capsys.readouterr()
+        assert main([*train, "--checkpoint", str(checkpoint), "--output", str(second)]) == 0
+        assert f"model and losses as in {first / 'config.yaml'}" in capsys.readouterr().err
+        config = read_yaml(second / "config.yaml")
+        assert config["model"]["channels"] == [4, 8]
+        assert config["losses"]["kl"]["weight"] == 0.25
+        shutil.rmtree(second)
+    # What is said on the command line counts.
+    assert main([*train, "--checkpoint", str(first), "--losses.kl.weight", "0.5", "--output", str(second)]) == 0
+    assert read_yaml(second / "config.yaml")["losses"]["kl"]["weight"] == 0.5
+
+
+def test_other_peoples_weights_are_trained_on_with_what_the_doctor_proposes(tmp_path, capsys):
+    source = MaisiVAE(num_channels=(8, 16), num_res_blocks=(1, 1), norm_num_groups=4, attention_levels=(False, False))
+    torch.save(to_monai(source.state_dict()), tmp_path / "autoencoder.pt")
+    models = tmp_path / "models"
+    assert (
+        main(
+            [
+                "inspect-checkpoint",
+                str(tmp_path / "autoencoder.pt"),
+                "-o",
+                str(models),
+                "--set",
+                '{"norm_num_groups": 4}',
+            ]
+        )
+        == 0
+    )
+    volumes = ["--data.path", "ct_phantoms", "--data.volume.patch_size", "8", "--data.limit", "2", "--report", "false"]
+    steps = ["--training.max_steps", "1", "--training.batch_size", "1"]
+    assert main(["train", "--checkpoint", str(models), *volumes, *steps, "--output", str(tmp_path / "run")]) == 0
+    assert "model and losses as in" in capsys.readouterr().err
+    assert read_yaml(tmp_path / "run" / "config.yaml")["model"]["recipe"] == "maisi_vae"
+
+
+def test_weights_that_do_not_say_how_they_were_made_are_refused(tmp_path, capsys):
+    conv_vae(channels=(4,), image_size=8).save_pretrained(tmp_path / "bare")
+    assert (
+        main(
+            [
+                "train",
+                "--data.path",
+                "digits",
+                "--checkpoint",
+                str(tmp_path / "bare"),
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 2
+    )
+    assert "does not say how its model was made: give --config FILE" in capsys.readouterr().err

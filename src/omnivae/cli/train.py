@@ -23,6 +23,7 @@ from omnivae.jobs.config import (
     read_yaml,
     refuse_class_paths,
 )
+from omnivae.jobs.starting import configuration_of
 from omnivae.jobs.train import REPORT
 from omnivae.jobs.train import train as run_training
 from omnivae.losses import loss_classes
@@ -149,6 +150,20 @@ def read_run(argv: Sequence[str]) -> Request:
         values["losses"] = flat_losses
     help_asked = any(a in ("-h", "--help") for a in argv)
     recipe = _peek(argv, "--model.recipe") or values.get("model", {}).get("recipe")
+    checkpoint = _peek(argv, "--checkpoint")
+    if checkpoint and recipe is None and not values.get("model") and not any(a.startswith("--model.") for a in argv):
+        # Weights without a configuration: the model is theirs, and so are its losses where none are named.
+        found = configuration_of(checkpoint)
+        if found is None:
+            raise ValueError(
+                f"{checkpoint} does not say how its model was made: give --config FILE or --model.recipe NAME (of other people's "
+                "weights `omnivae inspect-checkpoint FILE --config-out c.yaml` writes it)"
+            )
+        path, values = str(found[0]), {**found[1], **values}
+        recipe = values["model"]["recipe"]
+        if recipe in MEMBERS:
+            values = {"training": MEMBERS[recipe].training, **values}
+        print(f"model and losses as in {path}", file=sys.stderr)
     chosen: dict[str, Any] = {}
     if recipe is None and not values.get("model") and not help_asked:
         if any(a.startswith("--model.") for a in argv):

@@ -20,6 +20,7 @@ from omnivae.hub.loading import model_of
 from omnivae.hub.parity import TOLERANCE, Difference, Proof, compare, inputs_for, prove
 from omnivae.hub.reading import Checkpoint, read_checkpoint
 from omnivae.hub.recognise import recognise, report_coverage, under, write_key_map
+from omnivae.jobs.starting import TRAINING
 from omnivae.models import VAE
 
 
@@ -236,6 +237,9 @@ def into_model(checkpoint: Checkpoint, model: nn.Module, *, partial: bool = Fals
 def convert(examination: Examination, output: str | Path) -> None:
     """Write a model directory: configuration, weights, facts, model card, and the map of names (``key_map.json``).
 
+    Where a recipe builds the model, ``training.yaml`` is the configuration to go on training with, which
+    ``omnivae train --checkpoint OUTPUT`` takes where it is given no other.
+
     Args:
         examination: of the checkpoint.
         output: the directory.
@@ -253,6 +257,8 @@ def convert(examination: Examination, output: str | Path) -> None:
     model.statistics = model.statistics | {"origin": origin}
     model.save_pretrained(target)
     write_key_map(examination.architecture, examination.checkpoint, target / "key_map.json")
+    if examination.architecture.recipe is not None:
+        write_atomic(target / TRAINING, examination.to_yaml().encode())
 
 
 def write_json(examination: Examination, path: str | Path) -> None:

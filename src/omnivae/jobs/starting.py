@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from omnivae.component import KEY, to_config
+from omnivae.jobs.config import read_yaml
 from omnivae.models import VAE
 from omnivae.models.storage import load_exactly
 
 log = logging.getLogger(__name__)
+
+#: In a model directory of other people's weights: the configuration to go on training with.
+TRAINING = "training.yaml"
 
 Rebuild = Callable[[Mapping[str, Any]], VAE]
 
@@ -27,6 +32,29 @@ _ASIDE = (
     *("image_size", "input_resolution", "value_range", "modality", "match_input"),
     *("num_splits", "dim_split", "norm_float16", "stack_size", "maisi_stack_size", "overlap", "scaling_factor"),
 )
+
+
+def configuration_of(checkpoint: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return what a model was trained with, or what the doctor of checkpoints proposes: its sections model, losses and data.volume.
+
+    Args:
+        checkpoint: a run, the model of one, or a model directory.
+
+    Returns:
+        The file and the sections, or ``None`` where nothing says how the model was made.
+    """
+    path = Path(checkpoint)
+    parent = [path.parent / "config.yaml"] if path.name == "model" else []
+    for file in (path / "config.yaml", path / TRAINING, *parent):
+        if not file.is_file():
+            continue
+        values = read_yaml(str(file))
+        sections = {name: values[name] for name in ("model", "losses") if values.get(name)}
+        if "recipe" not in sections.get("model", {}):
+            continue
+        volume = (values.get("data") or {}).get("volume")
+        return file, {**sections, "data": {"volume": volume}} if volume else sections
+    return None
 
 
 def start_from(model: VAE, start: VAE, source: str, *, rebuild: Rebuild, options: Mapping[str, Any]) -> None:
