@@ -189,6 +189,8 @@ def tree(checkpoint: Checkpoint, *, depth: int = 2) -> Any:
 
 
 def _grow(node: Any, tensors: Mapping[str, Any], depth: int) -> None:
+    from omnivae.hub.reading import is_statistic
+
     groups: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         head, _, rest = name.partition(".")
@@ -201,7 +203,7 @@ def _grow(node: Any, tensors: Mapping[str, Any], depth: int) -> None:
         if list(inside) == [""]:
             node.add(f"{_plain(head)}  {list(inside[''].shape)}")
             continue
-        count = sum(t.numel() for t in inside.values())
+        count = sum(t.numel() for name, t in inside.items() if not is_statistic(name))
         weight = inside.get("weight")
         shape = f"  weight {list(weight.shape)}" if weight is not None else ""
         branch = node.add(f"{_plain(head)}{shape}  [dim]{len(inside)} tensors, {count:,} parameters[/]")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omnivae.hub.reading import is_statistic
+
 log = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ class Coverage:
         mismatched: name -> shape in the file, shape in the model.
         missing: names of the model that the file lacks.
         unexpected: names of the file that the model lacks.
-        parameters: numbers in all of the model's tensors.
+        parameters: numbers in all of the model's tensors but the statistics of its batch normalisations.
         parameters_loaded: those that the file fills.
     """
 
@@ -134,8 +136,8 @@ def coverage(tensors: Mapping[str, Tensor], model: nn.Module) -> Coverage:
         },
         missing=tuple(k for k in own if k not in tensors),
         unexpected=tuple(k for k in tensors if k not in own),
-        parameters=sum(v.numel() for v in own.values()),
-        parameters_loaded=sum(own[k].numel() for k in loaded),
+        parameters=sum(v.numel() for k, v in own.items() if not is_statistic(k)),
+        parameters_loaded=sum(own[k].numel() for k in loaded if not is_statistic(k)),
     )
 
 

@@ -43,6 +43,11 @@ class StandIn:
         return id(self)
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of a state dict is counted or averaged and not trained: by its name in torch's batch normalisations."""
+    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file of weights, read.
@@ -67,8 +72,8 @@ class Checkpoint:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all floating point tensors."""
-        return sum(t.numel() for t in self.tensors.values() if t.is_floating_point())
+        """Numbers in all floating point tensors but the statistics of batch normalisations, which are not trained."""
+        return sum(t.numel() for k, t in self.tensors.items() if t.is_floating_point() and not is_statistic(k))
 
     @property
     def dtypes(self) -> dict[str, int]:
