@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from omnivae.models.tiled.graph import Input
 from omnivae.models.tiled.memory import format_bytes, parse_bytes
 from omnivae.models.tiled.regions import MetaSource, compute, region_work
 from omnivae.models.tiled.schedule import Schedule
+from omnivae.models.tiled.storage import scratch_folder
 from omnivae.recipes import RECIPES
 from omnivae.types import strides
 
@@ -234,6 +236,10 @@ def _describe(schedule: Schedule, seconds: float | None) -> str:
     )
     if schedule.recomputed:
         text += f" ({schedule.recomputed} values are computed again for want of disk)"
+    folder = scratch_folder()
+    free = shutil.disk_usage(folder).free
+    if schedule.file_bytes > free:
+        text += f"; {folder} has only {format_bytes(free)} free: free disk there, set TMPDIR to another folder, or give more memory"
     return text if seconds is None else f"{text}, about {_duration(seconds)} here"
 
 

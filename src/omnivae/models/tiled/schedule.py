@@ -229,14 +229,13 @@ def _choose_tiles(step: Step, budget: int, taken: int, memory: int, sizes: dict[
             _refuse_tile(step, taken, memory)
         splits[longest] = math.ceil(node.size[longest] / math.ceil(lengths[longest] / 2))
     count = math.prod(math.ceil(n / length) for n, length in zip(node.size, lengths, strict=True))
-    middle = [(n - length) // 2 for n, length in zip(node.size, lengths, strict=True)]
-    inner = tuple((start, start + length) for start, length in zip(middle, lengths, strict=True))
+    inner = next(_largest(node.size, lengths))
     step.work = region_work(node, inner, known) * count
 
 
 def _largest(size: Sequence[int], lengths: Sequence[int]) -> Iterator[Region]:
     """Yield the tiles that may take the most memory: one inside, and one at the border of each axis, where padding copies."""
-    inner = [(math.ceil(n / length) - 1) // 2 * length for n, length in zip(size, lengths, strict=True)]
+    inner = [(n - length) // 2 for n, length in zip(size, lengths, strict=True)]
     yield tuple((start, start + length) for start, length in zip(inner, lengths, strict=True))
     for axis, start in enumerate(inner):
         if start:
