@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omnivae.metrics import METRICS, Evaluation, evaluate, psnr
 from omnivae.report import figures, page, plots
-from omnivae.report.clips import clip_grid, clip_rows, middle_frame
+from omnivae.report.clips import clip_grid, clip_rows
 from omnivae.report.collect import Chosen, Encoded, batch_size_for, choose, encode_all, same_size, stack
 from omnivae.report.colours import colour_names
 from omnivae.report.factors import factor_maps, labels_of
@@ -33,7 +33,7 @@ from omnivae.report.latent_ops import (
     support,
     traverse,
 )
-from omnivae.report.volume_section import flat, is_clips, volume_section
+from omnivae.report.volume_section import flat, is_clips, middle, volume_section
 
 #: What is measured where no evaluation is given.
 QUICK_METRICS = ("psnr", "ssim", "mse", "l1")
@@ -248,12 +248,18 @@ def _samples(model: Any, shown: list[Mapping[str, Any]], device: torch.device, s
         names = [f"sample {i + 1}" for i in range(count)]
         grid = clip_rows(x, model.value_range, names=names, alpha=has_alpha(model))
     else:
-        grid = figures.image_grid(x, model.value_range, SAMPLE_COLUMNS, alpha=has_alpha(model))
+        note += _of_each(x.ndim, clips)
+        grid = figures.image_grid(middle(model, x), model.value_range, SAMPLE_COLUMNS, alpha=has_alpha(model))
     return page.section(
         "Samples",
         note,
         page.picture(figures.to_png(grid), f"{count} {'clips' if clips else 'images'} sampled from the prior"),
     )
+
+
+def _of_each(ndim: int, clips: bool) -> str:
+    """Return what is shown of volumes and clips ``[N, C, D, H, W]``, where one picture stands for each."""
+    return "" if ndim != 5 else " Of each clip its middle frame." if clips else " Of each volume its middle slice."
 
 
 def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.device) -> Iterator[Section]:
@@ -263,8 +269,8 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
     frames = torch.stack([interpolate(model, a["x"], b["x"], steps=10, cond=_conds(a, b)) for a, b in pairs])
     ends = torch.stack([torch.stack([a["x"], b["x"]]) for a, b in pairs])
     clips = frames.ndim == 6 and is_clips(model)
-    if clips:
-        frames, ends = middle_frame(frames), middle_frame(ends)
+    note_of = _of_each(frames.ndim - 1, clips)
+    frames, ends = middle(model, frames), middle(model, ends)
     grid = figures.interpolation_grid(frames, model.value_range, ends=ends, max_tile=160, alpha=has_alpha(model))
     note = "Straight lines between the posterior means of two images; the number is the share of the second image."
     if in_codes(model):
@@ -274,8 +280,7 @@ def _interpolations(model: Any, shown: list[Mapping[str, Any]], device: torch.de
         )
     elif natural_mode(model) == "spherical":
         note = "Great circles between the directions of two images; the number is the share of the way."
-    if clips:
-        note += " Of each clip its middle frame."
+    note += note_of
     alt = f"{len(pairs)} interpolations in ten steps between pairs of original images"
     yield page.section("Interpolations", note, page.picture(figures.to_png(grid), alt))
 
@@ -294,8 +299,8 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluatio
         cond=_cond(item),
     )
     clips = frames.ndim == 6 and is_clips(model)
-    if clips:
-        frames = middle_frame(frames)
+    note_of = _of_each(frames.ndim - 1, clips)
+    frames = middle(model, frames)
     known = evaluation.details.get("mig")
     labels = known and labels_of(np.array(known["mutual_information"]), np.array(known["entropy"]), known["factors"])
     grid = figures.traversal_grid(
@@ -315,7 +320,7 @@ def _traversals(model: Any, item: Mapping[str, Any], encoded: Encoded, evaluatio
         what = "One latent dimension a row"
     note = (
         f"{what}, from {span:g} standard deviations below to {span:g} above its mean over the data; all others keep "
-        f"the values of one {'clip, of which its middle frame is shown' if clips else 'image'}."
+        f"the values of one {'clip' if clips else 'image'}.{note_of}"
     )
     if encoded.kl:
         note += " Ordered by KL: the dimensions that carry most information first."

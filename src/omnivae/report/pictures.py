@@ -12,7 +12,7 @@ from omnivae.report.clips import clip_grid
 from omnivae.report.collect import Chosen, encode_all
 from omnivae.report.figures import MAX_TILE, comparison_grid, traversal_grid
 from omnivae.report.latent_ops import check_varies, device_of, evaluating, has_alpha, order_by_kl, reconstruct, traverse
-from omnivae.report.volume_section import flat, is_clips
+from omnivae.report.volume_section import flat, is_clips, middle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,7 +121,7 @@ def traverse_model(
         statistics = prior_moments(model, encoded.latent_shape, cond)
     frames = traverse(model, x, dimensions=order, span=span, steps=steps, statistics=statistics, cond=cond)
     grid = traversal_grid(
-        frames.cpu(),
+        middle(model, frames.cpu()),
         model.value_range,
         dimensions=order,
         kl=encoded.kl,

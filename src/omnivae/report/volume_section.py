@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omnivae.metrics.volume import WINDOWS, HUContract, hu_contract, hu_table
 from omnivae.report import page
+from omnivae.report.clips import middle_frame
 from omnivae.report.colours import strip
 from omnivae.report.latent_ops import reconstruct
 from omnivae.report.planes import triptych
@@ -34,6 +35,24 @@ def is_patient(model: Any) -> bool:
 def is_clips(model: Any) -> bool:
     """Return whether what a model of three axes sees are clips: volumes come with a statement of their intensities."""
     return not _contract(model)
+
+
+def middle(model: Any, x: Tensor) -> Tensor:
+    """Return images as they are, of clips the middle frame, and of volumes the middle slice: axial and upright of a patient.
+
+    Args:
+        model: that they are of.
+        x: ``[..., C, *S]``.
+
+    Returns:
+        ``[..., C, height, width]``.
+    """
+    if getattr(model, "dim", 2) != 3:
+        return x
+    if is_patient(model):
+        # Axes point right, to the front and to the head: the patient's right is drawn on the left, the front at the top.
+        return x[..., x.shape[-1] // 2].transpose(-1, -2).flip(-1, -2)
+    return middle_frame(x)
 
 
 def flat(model: Any, x: Tensor, spacing: Tensor | Sequence[float] | None = None) -> Tensor:
