@@ -84,3 +84,15 @@ def test_shapes_as_text():
     assert parse_shape("1x512x512x300") == (1, 512, 512, 300)
     with pytest.raises(ValueError, match="expected numbers"):
         parse_shape("512 by 512")
+
+
+def test_a_model_of_stacks_is_planned_stack_by_stack():
+    model = omnivae.VideoVAE(1, 2, base_channels=4, num_res_blocks=1, num_groups=2, use_maisi=True).eval()
+    plan = plan_model(model, (1, 16, 32, 32), memory="8MB", measure=False)
+    assert plan.stacks == 4
+    alone = plan_model(model, (1, 4, 32, 32), memory="8MB", measure=False)
+    assert alone.stacks == 1
+    assert plan.encode_bytes == alone.encode_bytes
+    assert plan.decode_bytes == alone.decode_bytes
+    assert "for each of 4 stacks of frames" in str(plan)
+    assert "stack" not in str(alone)

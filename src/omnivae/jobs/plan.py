@@ -17,6 +17,7 @@ from omnivae.models.tiled.graph import Input
 from omnivae.models.tiled.memory import format_bytes, parse_bytes
 from omnivae.models.tiled.regions import MetaSource, compute, region_work
 from omnivae.models.tiled.schedule import Schedule
+from omnivae.models.tiled.stacks import stack_shape, stack_starts
 from omnivae.models.tiled.storage import scratch_folder
 from omnivae.recipes import RECIPES
 from omnivae.types import strides
@@ -42,6 +43,7 @@ class Plan:
         memory: budget for tiles, or ``None``.
         encode: tiles under the budget, or ``None`` where none is given or the whole fits.
         decode: likewise.
+        stacks: number of stacks of frames that ``encode`` and ``decode`` are carried out for; 1 where all is seen at once.
         encode_s: seconds that encoding under the budget is expected to take here, or ``None`` where nothing was measured.
         decode_s: likewise.
     """
@@ -60,8 +62,10 @@ class Plan:
     decode: Schedule | None = None
     encode_s: float | None = None
     decode_s: float | None = None
+    stacks: int = 1
 
     def __str__(self) -> str:
+        at_a_time = "" if self.stacks == 1 else ", one stack of frames at a time"
         rows = [
             ("input", _times(self.input_shape)),
             ("valid sizes", "multiples of " + _times(self.valid_multiples) + "; others are padded and cropped back"),
@@ -69,15 +73,16 @@ class Plan:
             ("latent", _times(self.latent_shape)),
             ("output", _times(self.output_shape)),
             ("parameters", f"{self.parameters:,} ({format_bytes(self.parameter_bytes)})"),
-            ("encode, whole", f"{format_bytes(self.encode_bytes)} of activations"),
-            ("decode, whole", f"{format_bytes(self.decode_bytes)} of activations"),
+            ("encode, whole", f"{format_bytes(self.encode_bytes)} of activations" + at_a_time),
+            ("decode, whole", f"{format_bytes(self.decode_bytes)} of activations" + at_a_time),
         ]
         for name, schedule, seconds in (
             ("encode, tiled", self.encode, self.encode_s),
             ("decode, tiled", self.decode, self.decode_s),
         ):
             if schedule is not None:
-                rows.append((name, _describe(schedule, seconds)))
+                each = "" if self.stacks == 1 else f"; that for each of {self.stacks} stacks of frames"
+                rows.append((name, _describe(schedule, seconds, each)))
         return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
 
@@ -110,6 +115,8 @@ def plan_model(
     size = full[2:]
     padded, latent = vae.padded_size(size), vae.latent_size(size)
     networks: Any = (vae.encoder, vae.decoder)
+    stacks = len(stack_starts(vae, padded[0]))
+    seen = stack_shape(vae, padded)
     z_shape = (full[0], vae.latent_dim, *latent)
     schedules: list[Schedule | None] = [None, None]
     seconds: list[float | None] = [None, None]
@@ -118,7 +125,7 @@ def plan_model(
         tiled = Tiled(vae, memory=budget)
         schedules = [tiled.encode_schedule(size), tiled.decode_schedule(latent)]
         if measure:
-            seconds = [full[0] * _seconds(schedule) for schedule in schedules if schedule is not None]
+            seconds = [full[0] * stacks * _seconds(schedule) for schedule in schedules if schedule is not None]
     output = (full[0], image_channels(vae), *(getattr(vae, "output_size", None) or size))
     weights = [p.numel() * p.element_size() for p in vae.parameters()]
     return Plan(
@@ -129,13 +136,16 @@ def plan_model(
         output_shape=output,
         parameters=vae.num_parameters(),
         parameter_bytes=sum(weights),
-        encode_bytes=meta_bytes(networks[0], (full[0], full[1], *padded)),
-        decode_bytes=meta_bytes(networks[1], z_shape),
+        encode_bytes=meta_bytes(networks[0], (full[0], full[1], *seen)),
+        decode_bytes=meta_bytes(
+            networks[1], (*z_shape[:2], *stack_shape(vae, latent, strides(vae.encoder, vae.dim)[0]))
+        ),
         memory=budget,
         encode=schedules[0],
         decode=schedules[1],
         encode_s=seconds[0],
         decode_s=seconds[1],
+        stacks=stacks,
     )
 
 
@@ -227,7 +237,7 @@ class _Numbers(MetaSource):
         return node.tensors
 
 
-def _describe(schedule: Schedule, seconds: float | None) -> str:
+def _describe(schedule: Schedule, seconds: float | None, each: str) -> str:
     tiles = sum(step.num_tiles for step in schedule.steps if step.splits)
     sweeps = sum(bool(step.splits) for step in schedule.steps)
     text = (
@@ -240,7 +250,7 @@ def _describe(schedule: Schedule, seconds: float | None) -> str:
     free = shutil.disk_usage(folder).free
     if schedule.file_bytes > free:
         text += f"; {folder} has only {format_bytes(free)} free: free disk there, set TMPDIR to another folder, or give more memory"
-    return text if seconds is None else f"{text}, about {_duration(seconds)} here"
+    return text + each if seconds is None else f"{text}{each}, about {_duration(seconds)} in all here"
 
 
 def _duration(seconds: float) -> str:

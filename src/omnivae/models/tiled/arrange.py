@@ -15,6 +15,8 @@ from omnivae.models.tiled.memory import format_bytes
 CHAIN = 3
 #: Multiplications for each element above which a value that is read twice is kept although no convolution lies behind it.
 DEAR = 256
+#: Multiplications in the time of one number that passes through memory and a file.
+TOUCH = 400
 
 
 @dataclass(eq=False)
@@ -49,6 +51,11 @@ class Step:
     def field(self) -> Node:
         """The field that is computed tile by tile."""
         return self.node.inputs[0] if isinstance(self.node, Gather) else self.node
+
+    @property
+    def cost(self) -> float:
+        """How long it takes beside other steps: its multiplications, and every number that is read, written and summed."""
+        return self.work + TOUCH * math.prod(self.field.shape)
 
     def tiles(self) -> Iterator[Region]:
         """Yield the regions, each at most as large as the first."""

@@ -36,7 +36,7 @@ class TileProgress:
     """How far a tiled run is.
 
     Attributes:
-        fraction: of the arithmetic that is done.
+        fraction: of the work that is done: arithmetic, and numbers that go through memory.
         seconds: since it began.
         step: sweep that runs, from 1.
         num_steps: number of sweeps.
@@ -119,7 +119,7 @@ def execute(
             elif not step.node.is_field:
                 tiles = [_argument(parent, values) for parent in step.node.inputs]
                 values.wholes[step.node] = step.node.compute(tiles, step.node.tensors, ())
-                report.add(step.work)
+                report.add(step.cost)
             else:
                 last = step.node is schedule.output
                 _sweep(step, values, report, folder, sink if last else None)
@@ -141,7 +141,7 @@ def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sin
     over = None if step.overwrites is None else values.buffers[step.overwrites]
     buffer = Buffer(node, None if step.in_memory else folder, over) if step.keep else None
     states: dict[Reduce, Any] = dict.fromkeys(step.reduces)
-    share = step.work / step.num_tiles
+    share = step.cost / step.num_tiles
     try:
         for region in step.tiles():
             tile = evaluate(node, region, values)
@@ -169,7 +169,7 @@ def _sweep(step: Step, values: _Values, report: _Report, folder: Path, sink: Sin
 def _gather(step: Step, values: _Values, report: _Report) -> Tensor:
     field = step.field
     made = torch.empty(field.shape, dtype=field.dtype, device=values.device)
-    share = step.work / step.num_tiles
+    share = step.cost / step.num_tiles
     for region in step.tiles():
         index = tuple(slice(None) if a is None else slice(*region[a]) for a in field.axes)
         made[index] = evaluate(field, region, values)
@@ -186,7 +186,8 @@ def _argument(node: Node, values: _Values) -> Any:
 
 class _Report:
     def __init__(self, schedule: Schedule, progress: Progress | None) -> None:
-        self.progress, self.total, self.count = progress, max(schedule.work, 1.0), len(schedule.steps)
+        self.progress, self.count = progress, len(schedule.steps)
+        self.total = max(sum(step.cost for step in schedule.steps), 1.0)
         self.done, self.step, self.begun = 0.0, 0, time.perf_counter()
 
     def add(self, work: float) -> None:
