@@ -67,6 +67,10 @@ def test_reconstruction_is_the_decoded_mode(loose_model, images):
     assert list(result.per_image["mse"].values()) == pytest.approx(errors.tolist(), rel=1e-5)
 
 
+def test_one_image_has_no_interval():
+    assert bootstrap_interval(torch.tensor([20.0]).numpy()) == (None, None)
+
+
 def test_bootstrap_interval_covers_the_true_mean():
     g = torch.Generator().manual_seed(0)
     covered = 0

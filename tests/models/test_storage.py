@@ -243,3 +243,9 @@ def test_a_truncated_file_is_named(model, tmp_path, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=name):
         VAE.from_pretrained(tmp_path)
+
+
+def test_a_file_of_weights_is_told_from_a_model_directory(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    with pytest.raises(FileNotFoundError, match=r"is a file.*inspect-checkpoint .*weights.pt -o DIR"):
+        storage.find_model(tmp_path / "weights.pt")

@@ -191,7 +191,7 @@ class Evaluation:
         rows: list[tuple[str, str, str, str, str]] = []
         for name, result in self.metrics.items():
             interval = (
-                "" if result.low is None or result.high is None else f"{_short(result.low)} to {_short(result.high)}"
+                "-" if result.low is None or result.high is None else f"{_short(result.low)} to {_short(result.high)}"
             )
             better = METRICS[name].better if name in METRICS else ""
             rows.append((name, _short(result.mean), interval, result.unit, better))

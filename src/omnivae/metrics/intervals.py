@@ -28,13 +28,13 @@ def bootstrap_interval(
         statistic: of the resampled rows; their mean by default.
 
     Returns:
-        Lower and upper end; ``(None, None)`` without resamples.
+        Lower and upper end; ``(None, None)`` without resamples, and for one image, which says nothing about others.
 
     Example:
         >>> bootstrap_interval(np.ones(5))
         (1.0, 1.0)
     """
-    if resamples == 0:
+    if resamples == 0 or len(values) < 2:
         return None, None
     random = np.random.default_rng(seed)
     means = np.empty(resamples)

@@ -139,6 +139,10 @@ def find_model(directory: str | Path) -> Path:
             return candidate
     if not path.exists():
         raise FileNotFoundError(f"no model at {path}: the directory does not exist")
+    if path.is_file():
+        raise FileNotFoundError(
+            f"{path} is a file and no model directory: `omnivae inspect-checkpoint {path} -o DIR` makes one of a file of weights"
+        )
     raise FileNotFoundError(f"no model at {path}: expected {CONFIG} and {WEIGHTS} in it or in {path / 'model'}")
 
 

@@ -193,6 +193,7 @@ def test_hounsfield_units_are_asked_for_never_guessed(tmp_path):
         (lambda a: (a + 1024).astype(np.int16), "add the intercept"),
         (lambda a: np.where(a < 0, -3, a), "neither air nor fat"),
         (lambda a: np.where(a < -900, np.nan, a), "not finite"),
+        (lambda a: (a + 1000) * 20 - 60, r"\d+% of the voxels lie above 1000, denser than bone"),
     ],
 )
 def test_what_cannot_be_hounsfield_units_is_refused(change, message):

@@ -129,6 +129,10 @@ def to_stored(volume: Volume, *, clip: bool = False) -> tuple[np.ndarray, Stored
     return out, stored
 
 
+#: HU above which there is dense bone, teeth and metal: never half of a scan.
+_BONE = 1000
+
+
 def check_hu(volume: Volume) -> None:
     """Raise unless values can be Hounsfield units of a CT: air is about -1000, fat -100, water 0.
 
@@ -162,6 +166,11 @@ def check_hu(volume: Volume) -> None:
         raise ValueError(f"{said}: nothing is below 0: add the intercept (often -1024), or give the unit 'arbitrary'")
     if low > -50:
         raise ValueError(f"{said}: there is neither air nor fat: this is no whole CT scan; give the unit 'arbitrary'")
+    dense = np.count_nonzero(array > _BONE) / array.size
+    if dense > 0.5:
+        raise ValueError(
+            f"{said}: {dense:.0%} of the voxels lie above {_BONE}, denser than bone: this is no CT scan; give the unit 'arbitrary'"
+        )
 
 
 def guess_unit(volume: Volume) -> Unit:
