@@ -62,6 +62,12 @@ def test_commands_parse(argv, monkeypatch, tmp_path):
         assert parse(parser_of(command), arguments)
     elif "--config" in arguments or "--world" in arguments:
         assert read_run(arguments)[0].losses
+    elif "--checkpoint" in arguments:
+        # A model that brings its configuration, as the documentation says of it.
+        folder = tmp_path / arguments[arguments.index("--checkpoint") + 1]
+        RECIPES["conv_vae"](channels=(4,), image_size=8).save_pretrained(folder)
+        (folder / "training.yaml").write_text("model: {recipe: conv_vae}\nlosses: {nll: {}, kl: {}}\n")
+        assert read_run(arguments)[0].losses
     else:
         # Without a configuration the images themselves are looked at: any embedded ones will do here.
         place = arguments.index("--data.path") + 1

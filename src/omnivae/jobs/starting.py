@@ -13,7 +13,7 @@ import torch
 from omnivae.component import KEY, to_config
 from omnivae.jobs.config import read_yaml
 from omnivae.models import VAE
-from omnivae.models.storage import load_exactly
+from omnivae.models.storage import find_model, load_exactly
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,11 @@ def configuration_of(checkpoint: str | Path) -> tuple[Path, dict[str, Any]] | No
 
     Returns:
         The file and the sections, or ``None`` where nothing says how the model was made.
+
+    Raises:
+        FileNotFoundError: where there is no model.
     """
+    find_model(checkpoint)
     path = Path(checkpoint)
     parent = [path.parent / "config.yaml"] if path.name == "model" else []
     for file in (path / "config.yaml", path / TRAINING, *parent):
