@@ -210,7 +210,12 @@ def tables(found: Inspection) -> list[Any]:
     """
     from rich.table import Table
 
-    shown = [_overview(found)]
+    shown = (
+        [_overview(found)]
+        if found.counts or found.unreadable or found.other_files or found.other_media or found.hidden_files
+        else []
+    )
+    what = found.noun
     if found.classes is not None:
         table = Table("class", *found.counts, title="images by class and split", title_justify="left")
         for name, counts in list(found.classes.items())[:_SHOWN]:
@@ -220,9 +225,11 @@ def tables(found: Inspection) -> list[Any]:
         shown.append(table)
     if found.values:
         of = "all images" if found.all_measured else f"{found.measured:,} images, chosen by the seed"
+        if found.videos is not None:
+            of = f"the first frames of {plural(found.measured, 'clip')}"
         table = Table(
             "type",
-            "images",
+            "images" if found.videos is None else "frames",
             "channel",
             "min",
             "max",
@@ -239,7 +246,7 @@ def tables(found: Inspection) -> list[Any]:
         shown.append(table)
     if found.unreadable:
         table = Table(
-            "file", "reason", title=f"{plural(len(found.unreadable), 'image')} cannot be used", title_justify="left"
+            "file", "reason", title=f"{plural(len(found.unreadable), what)} cannot be used", title_justify="left"
         )
         table.columns[0].overflow = table.columns[1].overflow = "fold"
         for name, reason in found.unreadable[:_MOST_FILES]:
@@ -248,8 +255,8 @@ def tables(found: Inspection) -> list[Any]:
             table.add_row(f"and {len(found.unreadable) - _MOST_FILES:,} more", "--json FILE lists all")
         shown.append(table)
     if found.duplicates:
-        title = f"{plural(len(found.duplicates), 'group')} of images with the same content"
-        table = Table("images", "splits", title=title, title_justify="left")
+        title = f"{plural(len(found.duplicates), 'group')} of {what}s with the same content"
+        table = Table(f"{what}s", "splits", title=title, title_justify="left")
         for equal in found.duplicates[:_SHOWN]:
             splits = dict.fromkeys(split for _, split in equal)
             table.add_row(_plain(", ".join(name for name, _ in equal)), " and ".join(splits))
@@ -257,7 +264,7 @@ def tables(found: Inspection) -> list[Any]:
             table.add_row(f"and {len(found.duplicates) - _SHOWN} more groups", "")
         shown.append(table)
     if found.needs:
-        table = Table("setting", "value", "why", title="settings that the images call for", title_justify="left")
+        table = Table("setting", "value", "why", title=f"settings that the {what}s call for", title_justify="left")
         for need in found.needs:
             value = (
                 "as proposed"
@@ -285,16 +292,29 @@ def _overview(found: Inspection) -> Any:
     splits = [
         f"{n:,} {split}{' (cut from train)' if split in found.carved else ''}" for split, n in found.counts.items()
     ]
-    row("images", ", ".join(splits))
+    what = found.noun
+    if found.videos is not None:
+        row("videos", f"{found.videos['files']:,}")
+        few, middle, many = found.videos["frames"]
+        row("frames", f"{few:,}" if few == many else f"{few:,} to {many:,}, median {middle:,}")
+        rates = found.videos["frames_per_second"]
+        row(
+            "frames a second",
+            ", ".join(rate if len(rates) == 1 else f"{rate} ({plural(n, what)})" for rate, n in rates.items()),
+        )
+        every = f", every {found.videos['stride']} frames" if found.videos["stride"] > 1 else ""
+        row(f"clips of {plural(found.videos['clip'], 'frame')}{every}", ", ".join(splits))
+    else:
+        row("images", ", ".join(splits))
     if found.sizes:
-        low, middle, high = ("{} x {}".format(*found.sizes[k]) for k in ("smallest", "median", "largest"))
+        low, middle, high = (" x ".join(map(str, found.sizes[k])) for k in ("smallest", "median", "largest"))
         different = found.sizes["distinct"]
         row(
-            "height x width",
+            "frames x height x width" if len(found.sizes["median"]) > 2 else "height x width",
             low if different == 1 else f"{low} to {high}, median {middle}, {different:,} different sizes",
         )
-    row("channels", ", ".join(f"{c} ({plural(n, 'image')})" for c, n in found.channels.items()))
-    row("stored as", ", ".join(f"{dtype} ({plural(n, 'image')})" for dtype, n in found.dtypes.items()))
+    row("channels", ", ".join(f"{c} ({plural(n, what)})" for c, n in found.channels.items()))
+    row("stored as", ", ".join(f"{dtype} ({plural(n, what)})" for dtype, n in found.dtypes.items()))
     row("classes", f"{len(found.classes):,}" if found.classes else "")
     if found.counts:
         checked = (
@@ -302,6 +322,12 @@ def _overview(found: Inspection) -> Any:
             if found.checked == "full"
             else "headers and ends of files (--data.verify full decodes all)"
         )
+        if found.videos is not None:
+            checked = (
+                "every frame was decoded"
+                if found.checked == "full"
+                else "time stamps of all frames, and the first frame of each clip (--data.verify full decodes all)"
+            )
         row("checked", checked)
     row("constant images", _few(found.constant_images))
     if found.duplicates is not None:
@@ -312,7 +338,10 @@ def _overview(found: Inspection) -> Any:
             else f"{plural(len(found.duplicates), 'group')}, {found.leaks} across splits",
         )
     row("other files", ", ".join(f"{count:,} {suffix}" for suffix, count in found.other_files.items()))
-    row("not pictures", ", ".join(f"{count:,} {suffix}" for suffix, count in found.other_media.items()))
+    row(
+        "not pictures" if found.kind != "video" else "not videos",
+        ", ".join(f"{count:,} {suffix}" for suffix, count in found.other_media.items()),
+    )
     row("hidden files", f"{found.hidden_files:,} (never read)" if found.hidden_files else "")
     return table
 

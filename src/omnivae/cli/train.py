@@ -232,9 +232,10 @@ def _announce(config: RunConfig) -> str:
         f"{name} x {weight['component'] if isinstance(weight, dict) else format(weight, 'g')}"
         for name, weight in ((name, arguments["weight"]) for name, arguments in config.losses.items())
     )
+    what = "clips" if config.model["recipe"] == "video_vae" else "images"
     return (
-        f"no configuration given; chosen from the images: recipe {config.model['recipe']} ({model}), losses {losses}, "
-        f"{_length(config)} of {config.training.batch_size} images at learning rate "
+        f"no configuration given; chosen from the {what}: recipe {config.model['recipe']} ({model}), losses {losses}, "
+        f"{_length(config)} of {config.training.batch_size} {what} at learning rate "
         f"{config.training.learning_rate:g}; every value can be overridden, see config.yaml in the run"
     )
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ class VideoFile:
         width: of an upright frame.
         channels: 1 (grey) or 3.
         dtype: "uint8", or "uint16" for more than 8 bits a sample.
+        rate: frames a second; ``None`` where the file does not say.
     """
 
     path: Path
@@ -49,6 +51,26 @@ class VideoFile:
     width: int
     channels: int
     dtype: str
+    rate: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class VideoListing:
+    """The video files of a folder, each looked at.
+
+    Attributes:
+        root: of the names.
+        names: all video files, relative to it, sorted.
+        files: those that can be used.
+        kept: their numbers among the names.
+        skipped: name and reason of the others.
+    """
+
+    root: Path
+    names: list[str]
+    files: list[VideoFile]
+    kept: list[int]
+    skipped: list[tuple[str, str]]
 
 
 class VideoSource(ImageSource):
@@ -139,19 +161,18 @@ def is_videos(path: Path) -> bool:
     return any(Path(name).suffix.lower() in SUFFIXES for name in walk(path))
 
 
-def read_videos(path: Path, config: DataConfig) -> Found:
-    """List the video files of a folder and cut them into clips.
+def list_videos(path: Path, config: DataConfig) -> VideoListing:
+    """List the video files of a folder and look at each, whether they agree or not.
 
     Args:
         path: a folder, or one file.
-        config: ``num_frames``, ``frame_stride``, ``clips``, ``image_size``, ``channels``, ``verify`` and ``on_error``.
+        config: ``num_frames``, ``frame_stride``, ``verify`` and ``on_error``.
 
     Returns:
-        The clips; folders train, val and test are splits.
+        The files, one or more of them usable.
 
     Raises:
-        ValueError: for no videos, files that cannot be read or are too short, or that differ without a setting that unites
-            them.
+        ValueError: for no videos, or files that cannot be read or are too short.
         ImportError: without PyAV.
     """
     suffixes = (*SUFFIXES, GIF)
@@ -167,7 +188,7 @@ def read_videos(path: Path, config: DataConfig) -> Found:
     needed = 1 if config.num_frames is None else (config.num_frames - 1) * config.frame_stride + 1
     for i, name in enumerate(names):
         try:
-            file = read_video_header(root / name)
+            file = _header_once(root / name)
             if len(file.times) < needed:
                 raise ValueError(
                     f"{name} has {len(file.times)} frames and a clip takes {needed}: set data.num_frames or data.frame_stride to "
@@ -185,6 +206,26 @@ def read_videos(path: Path, config: DataConfig) -> Found:
         files.append(file)
     if not files:
         raise ValueError(f"no video in {path} is usable: {skipped[0][1]}")
+    return VideoListing(root, names, files, kept, skipped)
+
+
+def read_videos(path: Path, config: DataConfig) -> Found:
+    """List the video files of a folder and cut them into clips.
+
+    Args:
+        path: a folder, or one file.
+        config: ``num_frames``, ``frame_stride``, ``clips``, ``image_size``, ``channels``, ``verify`` and ``on_error``.
+
+    Returns:
+        The clips; folders train, val and test are splits.
+
+    Raises:
+        ValueError: for no videos, files that cannot be read or are too short, or that differ without a setting that unites
+            them.
+        ImportError: without PyAV.
+    """
+    listing = list_videos(path, config)
+    root, names, files, skipped = listing.root, listing.names, listing.files, listing.skipped
     _check_agreement(files, root, config)
     num_frames = config.num_frames or len(files[0].times[:: config.frame_stride])
     clips = clip_starts([len(f.times) for f in files], num_frames, config.frame_stride, one=config.clips == "one")
@@ -198,7 +239,7 @@ def read_videos(path: Path, config: DataConfig) -> Found:
         channels=config.channels,
         name=path.resolve().stem if path.is_file() else path.resolve().name,
     )
-    number = {old: new for new, old in enumerate(kept)}
+    number = {old: new for new, old in enumerate(listing.kept)}
     splits: dict[Split, np.ndarray] = {}
     for split, members in split_members(root, names).items():
         mine = [number[i] for i in members if i in number]
@@ -255,6 +296,7 @@ def read_video_header(path: Path) -> VideoFile:
             times = [packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size]
             bits = max((component.bits for component in stream.format.components), default=8)
             grey = len(stream.format.components) == 1 and not stream.format.has_palette
+            rate = Fraction(stream.average_rate) if stream.average_rate else None
         with av.open(str(path)) as container:
             frame = next(container.decode(video=0), None)
             if frame is None:
@@ -263,7 +305,21 @@ def read_video_header(path: Path) -> VideoFile:
             height, width = _array(frame, 1 if grey else 3, dtype).shape[:2]
     except av.error.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a video ({error.strerror}): repair or remove it") from error
-    return VideoFile(path, np.sort(np.array(times, dtype=np.int64)), height, width, 1 if grey else 3, dtype)
+    return VideoFile(path, np.sort(np.array(times, dtype=np.int64)), height, width, 1 if grey else 3, dtype, rate)
+
+
+def _header_once(path: Path) -> VideoFile:
+    """Return :func:`read_video_header`, read once for as long as the file stays as it is: it demuxes the whole of it."""
+    try:
+        known = path.stat()
+    except OSError:
+        return read_video_header(path)  # which says what is wrong
+    return _header_of(path, known.st_size, known.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _header_of(path: Path, size: int, changed: int) -> VideoFile:
+    return read_video_header(path)
 
 
 def video_rate(path: Path) -> Fraction:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from omnivae.data import DataConfig, DataSplits, is_text, load_data
+from omnivae.data.formats import recognise
 
 #: Largest side that a vector latent and a plain convolutional stack serve well.
 SMALL = 64
@@ -23,12 +24,17 @@ def choose_for(data: DataConfig) -> dict[str, Any]:
         Sections model, losses and training, and data where the side of the images has to be chosen too.
 
     Raises:
+        FileNotFoundError: when there is no such data.
         ValueError: for data that cannot be trained on.
     """
     if is_text(data):
         from omnivae.jobs.text import choose_for_text
 
         return choose_for_text(data)
+    if recognise(data) == "video":
+        from omnivae.jobs.choose_videos import choose_for_videos
+
+        return choose_for_videos(data)
     side = None
     try:
         splits = load_data(data)

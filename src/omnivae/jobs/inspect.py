@@ -25,9 +25,12 @@ from omnivae.data.loading import split_images
 from omnivae.data.pixels import black_and_white
 from omnivae.data.sources import Found, ImageSource, Split
 from omnivae.data.survey import MOST_HASHED, Measured, count_other_files, find_duplicates, measure
+from omnivae.data.video import GIF, VideoSource
+from omnivae.data.video import SUFFIXES as VIDEO_SUFFIXES
 from omnivae.files import write_atomic
 from omnivae.jobs.advice import Need, advise, plural
 from omnivae.jobs.choose import choose_for
+from omnivae.jobs.videos_inspect import describe_videos, equal_videos, first_frames, settle_clips
 
 _NAMED, _DRAWN = 10, 28
 
@@ -42,6 +45,8 @@ class Inspection:
         name: of the data set.
         counts: usable images in each split.
         carved: splits that the data does not define itself, and that a run would cut from its training images.
+        videos: files, frames (fewest, median, most), frames a second, and frames and stride of a clip; what is counted in
+            splits then are clips, and sizes and channels those of the files. None for images.
         classes: images of each class in each split; None without classes.
         sizes: smallest, median and largest height and width, and the number of different sizes.
         channels: number of images with each channel count.
@@ -71,6 +76,7 @@ class Inspection:
     name: str
     counts: dict[str, int] = field(default_factory=dict)
     carved: list[str] = field(default_factory=list)
+    videos: dict[str, Any] | None = None
     classes: dict[str, dict[str, int]] | None = None
     sizes: dict[str, Any] = field(default_factory=dict)
     channels: dict[int, int] = field(default_factory=dict)
@@ -93,6 +99,11 @@ class Inspection:
     remarks: list[str] = field(default_factory=list)
     configuration: dict[str, Any] | None = None
     command: str = ""
+
+    @property
+    def noun(self) -> str:
+        """What a file of the data is: an image or a video."""
+        return "video" if self.kind == "video" else "image"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
@@ -139,23 +150,28 @@ def inspect_data(config: DataConfig, *, seed: int = 0, picture: str | Path | Non
     path = Path(config.path).expanduser()
     inspection = Inspection(config.path, kind, path.resolve().name if path.exists() else config.path)
     if path.is_dir() and kind not in EMBEDDED:
-        other, media, hidden = count_other_files(path, () if kind != "folder" else SUFFIXES)
-        inspection = replace(
-            inspection, other_files=other if kind == "folder" else {}, other_media=media, hidden_files=hidden
-        )
+        read = {"folder": SUFFIXES, "video": (*VIDEO_SUFFIXES, GIF)}.get(kind, ())
+        other, media, hidden = count_other_files(path, read)
+        inspection = replace(inspection, other_files=other if read else {}, other_media=media, hidden_files=hidden)
     with _warnings() as said:
         try:
-            found, unreadable = _find_usable(config)
+            settled, form = settle_clips(config) if kind == "video" else (config, [])
+            found, unreadable = _find_usable(settled)
         except ValueError as error:
             skipped = _shorten(error.skipped, path) if isinstance(error, UnusableImages) else []
             return replace(inspection, unreadable=skipped, problems=[str(error)], remarks=_remarks(said))
         splits = split_images(found, config)
-        measured = measure(found.source, seed=seed)
+        videos = isinstance(found.source, VideoSource)
+        shown = first_frames(found.source) if isinstance(found.source, VideoSource) else found.source
+        measured = measure(shown, seed=seed)
         duplicates = None
-        if kind not in ("photos", "dsprites") and len(found.source) <= MOST_HASHED:
+        if isinstance(found.source, VideoSource):
+            measured = replace(measured, complete=False)
+            duplicates = equal_videos(found.source, splits)
+        elif kind not in ("photos", "dsprites") and len(found.source) <= MOST_HASHED:
             duplicates = find_duplicates(found.source, splits)
-        needs = advise(found.source, measured, config)
-    few = len(found.source) + len(unreadable) <= FULL_UP_TO
+        needs = form + advise(shown, measured, settled)
+    few = not videos and len(found.source) + len(unreadable) <= FULL_UP_TO
     inspection = _describe(inspection, found, splits, measured, duplicates)
     inspection = replace(
         inspection,
@@ -164,7 +180,7 @@ def inspect_data(config: DataConfig, *, seed: int = 0, picture: str | Path | Non
         checked="full" if config.verify == "full" or (config.verify == "auto" and few) else "headers",
     )
     if picture is not None:
-        _draw(found.source, needs, config, picture=Path(picture), seed=seed)
+        _draw(shown, needs, config, picture=Path(picture), seed=seed)
     return _propose(inspection, config, said)
 
 
@@ -217,7 +233,7 @@ def _describe(
             f"channel {c + 1} of the images with {len(group.low)} ({group.dtype}): always {group.low[c]:g}"
             for c in np.flatnonzero(group.low == group.high)
         ]
-    return replace(
+    described = replace(
         inspection,
         name=source.name,
         counts=counts,
@@ -240,6 +256,7 @@ def _describe(
         duplicates=None if duplicates is None else [[(name, str(split)) for name, split in g] for g in duplicates],
         leaks=sum(len({split for _, split in group}) > 1 for group in duplicates or []),
     )
+    return replace(described, **describe_videos(source))
 
 
 def _count(values: np.ndarray, source: ImageSource) -> dict[Any, int]:
@@ -254,7 +271,7 @@ def _propose(inspection: Inspection, config: DataConfig, said: list[str]) -> Ins
         names = ", ".join(name for name, _ in inspection.unreadable[:3])
         more = f" and {len(inspection.unreadable) - 3} more" if len(inspection.unreadable) > 3 else ""
         problems.append(
-            f"{plural(len(inspection.unreadable), 'image')} cannot be used ({names}{more}): repair or remove "
+            f"{plural(len(inspection.unreadable), inspection.noun)} cannot be used ({names}{more}): repair or remove "
             "them, or leave them out with data.on_error skip"
         )
         changes["on_error"] = "skip"
@@ -299,14 +316,17 @@ def _own_remarks(inspection: Inspection) -> list[str]:
         group = next(g for g in inspection.duplicates or [] if len({split for _, split in g}) > 1)
         equal = " = ".join(f"{name} ({split})" for name, split in group[:3])
         remarks.append(
-            f"{plural(inspection.leaks, 'image')} in more than one split, e.g. {equal}: what is measured on "
+            f"{plural(inspection.leaks, inspection.noun)} in more than one split, e.g. {equal}: what is measured on "
             "them is flattered; remove all but one of each"
         )
     if inspection.constant_channels:
         remarks.append(f"constant: {'; '.join(inspection.constant_channels[:_NAMED])}: nothing can be learnt from them")
     if inspection.other_media:
         found = ", ".join(f"{count} {suffix}" for suffix, count in inspection.other_media.items())
-        remarks.append(f"not pictures: {found}; data.format volumes reads NIfTI, NRRD, DICOM, OME-Zarr, data.format video videos")
+        what = "pictures" if inspection.kind != "video" else "videos"
+        remarks.append(
+            f"not {what}: {found}; data.format volumes reads NIfTI, NRRD, DICOM, OME-Zarr, data.format video videos"
+        )
     return remarks
 
 
@@ -373,8 +393,12 @@ def _draw(source: ImageSource, needs: list[Need], config: DataConfig, *, picture
     tiles = []
     for number in numbers.tolist():
         array = source.read(number)
+        array = array[len(array) // 2] if array.ndim == 4 else array
         low, high = black_and_white(array.dtype, source.key(number), options)
         x = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None]
         tiles.append((source.key(number), to_pixels(x, (low, high), alpha=source.has_alpha(number))[0]))
     picture.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(tiles, title=f"{source.name}: {len(numbers)} of {len(source):,} images").save(picture)
+    contact_sheet(
+        tiles,
+        title=f"{source.name}: {len(numbers)} of {len(source):,} {'clips' if source.sizes.shape[1] > 2 else 'images'}",
+    ).save(picture)
