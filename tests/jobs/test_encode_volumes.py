@@ -283,7 +283,7 @@ def test_volumes_that_cannot_be_used_stop_the_run_by_name_or_are_left_out(toy, s
     result = encode(toy, scans, tmp_path / "store", on_error="skip")
     assert (result.encoded, result.kept, result.skipped) == (1, 5, ("shot", "two"))
     assert "2 left out" in str(result)
-    assert "left out: two: the volume has 2 channels and the model takes 1" in caplog.text
+    assert "two.nii.gz has 2 channels (without names) and the model takes 1: give volumes of 1 channel" in caplog.text
     assert "shot" not in PosteriorStore(tmp_path / "store")
     # A scan that was fine and is not any more does not stay under its name.
     write_volume(Volume(shot[None], np.eye(4)), scans / "oblique.nii.gz")

@@ -23,6 +23,7 @@ from omnivae.jobs.processes import train_in_processes
 from omnivae.jobs.run_data import CONFIG, PREPARATION
 from omnivae.jobs.starting import start_from
 from omnivae.jobs.volume_data import for_report, shape_of_stacks, usual_metrics
+from omnivae.jobs.volumes_channels import trained_channels
 from omnivae.losses import Loss
 from omnivae.models import VAE
 from omnivae.recipes import RECIPES
@@ -183,6 +184,8 @@ def prepare(config: RunConfig, directory: Path | None = None) -> tuple[VAE, dict
     }
     if splits.intensity is not None:
         model.statistics["intensity"] = splits.intensity
+        if names := trained_channels(splits):
+            model.statistics["channels"] = list(names)
     else:
         # What a recipe says of the values its weights were published for is not true of these: video has no Hounsfield units.
         model.statistics.pop("intensity", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ from torch import Tensor
 from omnivae.data.cache import SHARE, free_memory
 from omnivae.data.volumes.transforms import Applied
 from omnivae.data.volumes.windows import contract_pipeline
+from omnivae.jobs.volumes_channels import choose_channels, known_channels
 from omnivae.models import VAE
 from omnivae.models.tiled.memory import parse_bytes
 from omnivae.volume import Unit, Volume
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["exact", "blended"]
 
@@ -27,7 +31,7 @@ class Rebuilt:
     """A volume and what a model made of it.
 
     Attributes:
-        original: as it was read.
+        original: as it was read, with the channels that the model takes.
         reconstruction: on the same grid, in the same unit and type.
         below: voxels below the model's window, which came back as its lower end.
         above: voxels above it.
@@ -76,7 +80,8 @@ class VolumeCodec:
         instead: whether ``intensity`` counts instead of the model's own contract: that of latents which were encoded in it.
 
     Raises:
-        ValueError: for a model of another number of axes, without a contract, or with two.
+        ValueError: for a model of another number of axes, without a contract, or with two, and one whose ``statistics["channels"]``
+            are no names of its channels.
     """
 
     def __init__(
@@ -109,7 +114,9 @@ class VolumeCodec:
         self.model = model
         self.contract: dict[str, Any] = {"range": list(model.value_range), **contract}
         self.pipeline = contract_pipeline(self.contract)
+        self.channels = known_channels(model.statistics, model.in_channels)
         self.memory, self.mode = memory, mode
+        self._said: set[str] = set()
 
     @property
     def unit(self) -> Unit:
@@ -162,23 +169,38 @@ class VolumeCodec:
         array = np.ascontiguousarray(back.array, dtype=np.float32)
         return rebuilt, volume.with_array(array, unit=self.unit, channels=(), stored=None)
 
+    def choose(self, volume: Volume) -> Volume:
+        """Return the channels of a volume that the model was trained on, by their names; what was chosen is logged once.
+
+        Args:
+            volume: with any channels.
+
+        Raises:
+            ValueError: when the volume has another number of channels, and the model's are not among them.
+        """
+        chosen, said = choose_channels(volume, self.channels, self.model.in_channels)
+        if said and said not in self._said:
+            self._said.add(said)
+            (log.warning if chosen is volume else log.info)("%s", said)
+        return chosen
+
     def see(self, volume: Volume) -> Seen:
         """Return a volume as the model sees it.
 
         Args:
-            volume: in the unit of the contract.
+            volume: in the unit of the contract, with the channels that the model takes, as :meth:`choose` returns it.
 
         Raises:
             ValueError: for another unit, or number of channels.
         """
-        name = volume.source and "the volume"
         if self.unit == "HU" and volume.unit != "HU":
             raise ValueError(
                 "this model takes Hounsfield units, and the values are of an arbitrary unit: give a CT, or its DICOM series"
             )
         if len(volume.array) != self.model.in_channels:
             raise ValueError(
-                f"{name or 'it'} has {len(volume.array)} channels and the model takes {self.model.in_channels}"
+                f"{volume.source or 'the volume'} has {len(volume.array)} channels and the model takes {self.model.in_channels}: "
+                "call choose first"
             )
         applied = self.pipeline(volume)
         seen = applied.volume.array
@@ -240,6 +262,7 @@ class VolumeCodec:
         return self._home(self._decode(z[None], size, progress), applied, limits, like)
 
     def _through(self, volume: Volume, progress: Callable[[float], None] | None) -> tuple[Rebuilt, Applied, np.ndarray]:
+        volume = self.choose(volume)
         seen = self.see(volume)
         decoded = self._run(np.ascontiguousarray(seen.applied.volume.array, dtype=np.float32), progress)
         reconstruction, notes = self._home(decoded, seen.applied, seen.limits, volume)

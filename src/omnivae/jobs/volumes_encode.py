@@ -144,6 +144,7 @@ def _encode(codec: VolumeCodec, item: FileItem, content: str, tell: Callable[[fl
         volume = item.read()
         for problem in volume.problems:
             log.warning("%s: %s", item.name, problem)
+        volume = codec.choose(volume)
         seen = codec.see(volume)
         file = {"volume": describe_volume(volume, seen)}
         del volume  # from here on what the model sees is enough
