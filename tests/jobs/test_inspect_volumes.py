@@ -187,6 +187,35 @@ def test_series_that_are_set_aside_keep_their_folder_and_stop_nothing(tmp_path, 
     assert "1 series computed from other images are left out of a run (mpr/series-2)" in said
 
 
+def test_page_and_text_count_alike(tmp_path, capsys):
+    write_dicom(ct(0), tmp_path / "scans" / "a")
+    original(tmp_path / "scans" / "a")
+    write_dicom(ct(1), tmp_path / "scans" / "mpr")
+    write_dicom(ct(2), tmp_path / "scans" / "cut")[3].unlink()
+    assert main(["inspect", str(tmp_path / "scans"), "--html", str(tmp_path / "o.html")]) == 0
+    assert "3 volumes and series, 1 usable" in capsys.readouterr().out
+    page = (tmp_path / "o.html").read_text()
+    assert "1 of 3 usable, 2 set aside" in page
+    assert page.count(", set aside</td>") == 2
+    # What is set aside stops nothing, here as there.
+    assert "missing slices" in page
+    assert "MISSING SLICES" not in page
+    assert "(stops)" not in page
+
+
+def test_a_listing_with_other_column_names_is_told_the_right_ones(tmp_path, capsys):
+    for header, hint in (
+        ("base,follow", "called baseline and followup: rename base and follow"),
+        ("prior,current", "called baseline and followup: rename prior and current"),
+    ):
+        (tmp_path / "pairs.csv").write_text(f"{header}\na.nii.gz,b.nii.gz\n")
+        assert main(["inspect", str(tmp_path / "pairs.csv")]) == 1
+        assert hint in capsys.readouterr().out
+    (tmp_path / "people.csv").write_text("title,year\nsomething,1999\n")
+    assert main(["inspect", str(tmp_path / "people.csv")]) == 1
+    assert "baseline" not in capsys.readouterr().out
+
+
 def original(folder):
     """Say that a folder's images come from a scanner, not from this library."""
     for file in sorted(folder.iterdir()):

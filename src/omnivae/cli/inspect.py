@@ -161,13 +161,12 @@ def volume_lines(found: VolumeInspection) -> list[tuple[str, int]]:
     Returns:
         Lines in the markup of rich, and how far they are indented.
     """
-    from omnivae.jobs.volumes_page import facts_text, pair_text
+    from omnivae.jobs.volumes_page import entry_text, pair_text
 
     several = f", {found.patients} patients" if found.patients > 1 else ""
-    usable = sum(v.usable and v.kind in found.taken for v in found.volumes)
     series = " and series" if any(v.number is not None for v in found.volumes) else ""
     pairs = f"{plural(len(found.pairs), 'pair')} of " if found.pairs else ""
-    said = f"{found.path}: {pairs}{plural(len(found.volumes), 'volume')}{series}, {usable} usable{several}"
+    said = f"{found.path}: {pairs}{plural(len(found.volumes), 'volume')}{series}, {found.usable} usable{several}"
     lines = [(f"[bold]{_plain(said)}[/]", 0)]
     for pair in found.pairs[:_MOST_FILES]:
         lines += [("", 0), (f"[bold]{_plain(pair.name)}[/]", 0)]
@@ -179,7 +178,7 @@ def volume_lines(found: VolumeInspection) -> list[tuple[str, int]]:
         number = f"[{facts.number}] " if facts.number is not None and not found.pairs else ""
         lines += [("", 0), (f"[bold]{_plain(number + facts.name)}[/]", 0)]
         used = facts.kind in found.taken
-        lines.append((_plain(facts_text(facts) + ("" if used else ", set aside")), 3))
+        lines.append((_plain(entry_text(facts, aside=not used)), 3))
         for problem in facts.problems if used or facts.kind == "derived" else ():
             stops = "[bold red]STOPS[/] " if problem.stops and used else ""
             lines.append((f"{stops}[bold]{_plain(problem.name)}[/]: {_plain(problem.text)}", 3))

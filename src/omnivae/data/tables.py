@@ -8,6 +8,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from omnivae.data.naming import SPLIT_WORDS, split_files, to_classes
 from omnivae.data.parquet import open_row_groups, read_columns
 from omnivae.data.sources import Found, Split
 from omnivae.data.stored import Collection, NumberedKeys, PathBlobs, collect
+from omnivae.data.volumes.recognising import SUFFIXES as VOLUME_SUFFIXES
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 _PARQUET = (".parquet", ".pq")
@@ -196,15 +198,34 @@ def find_image_column(table: Table, given: str | None) -> str:
     if candidates:
         raise ValueError(
             f"{table.path} has several columns that may hold the images ({', '.join(candidates)}): set data.image_column to one"
+            f"{_pairs_hint(table)}"
         )
     raise ValueError(
         f"{table.path} has no column that looks like images or their paths; it has {described}: set data.image_column"
+        f"{_pairs_hint(table)}"
     )
 
 
+def _pairs_hint(table: Table) -> str:
+    """Say what columns a listing of pairs of volumes has, where a table may be one with others."""
+    near = {wanted: get_close_matches(wanted, table.columns, n=1, cutoff=0.6) for wanted in ("baseline", "followup")}
+    volumes = [
+        name for name in table.columns if table.arrow is not None and _ends_in(table.arrow[name], VOLUME_SUFFIXES)
+    ]
+    if not all(near.values()) and len(volumes) < 2:
+        return ""
+    named = [columns[0] for columns in near.values()] if all(near.values()) else volumes[:2]
+    renamed = f": rename {named[0]} and {named[1]}" if len(set(named)) == 2 else ""
+    return f"; of a listing of pairs of volumes the columns are called baseline and followup{renamed}"
+
+
 def _looks_like_paths(column: Any) -> bool:
+    return _ends_in(column, SUFFIXES)
+
+
+def _ends_in(column: Any, suffixes: tuple[str, ...]) -> bool:
     values = column.slice(0, 100).to_pylist()
-    return bool(values) and all(str(value).lower().endswith(SUFFIXES) for value in values)
+    return bool(values) and all(str(value).lower().endswith(suffixes) for value in values)
 
 
 def find_column(table: Table, given: str | None, names: Sequence[str], option: str) -> str | None:

@@ -119,6 +119,11 @@ class VolumeInspection:
         """Kinds of series that a run takes, or is stopped by."""
         return (*_taken(self.volumes), "unreadable")
 
+    @property
+    def usable(self) -> int:
+        """Number of volumes that a run can use; those that are set aside do not count."""
+        return sum(v.usable and v.kind in self.taken for v in self.volumes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
         content = asdict(replace(self, thumbnails={}))

@@ -25,11 +25,13 @@ def inspection_page(found: VolumeInspection) -> str:
     Returns:
         HTML, self-contained.
     """
-    usable = sum(v.usable for v in found.volumes)
-    tiles = [(f"{len(found.volumes):,}", "", "volumes and series"), (f"{usable:,}", "", "usable")]
+    tiles = [(f"{len(found.volumes):,}", "", "volumes and series"), (f"{found.usable:,}", "", "usable")]
     if found.patients:
         tiles.append((f"{found.patients:,}", "", "patients"))
-    rows = [volume_row(v) for v in found.volumes]
+    aside = {v.name for v in found.volumes if v.kind not in found.taken}
+    if aside:
+        tiles.append((f"{len(aside):,}", "", "set aside"))
+    rows = [volume_row(v, aside=v.name in aside) for v in found.volumes]
     note = "Sizes, voxel sizes and directions are in the order of the file's axes."
     summary = [page.tiles(tiles), page.table(("volume", "what it is", "problems"), rows, ["", "", ""])]
     sections = [page.section("Volumes", note, *summary)]
@@ -46,14 +48,14 @@ def inspection_page(found: VolumeInspection) -> str:
         entries = [("stops a run", text) for text in found.problems] + [("note", text) for text in found.remarks]
         sections.append(page.section("Findings", "", page.facts(entries)))
     for facts in found.volumes:
-        content = [page.facts(_details(facts))]
+        content = [page.facts(_details(facts, aside=facts.name in aside))]
         if facts.name in found.thumbnails:
             alt = f"Three middle planes of {facts.name}"
             content.insert(0, page.picture(found.thumbnails[facts.name], alt, scale=1.5))
         sections.append(
             page.section(facts.name, _planes_note(facts) if facts.name in found.thumbnails else "", *content)
         )
-    lead = f"{found.path}: {usable} of {len(found.volumes)} can be used"
+    lead = f"{found.path}: {found.usable} of {len(found.volumes)} usable{f', {len(aside)} set aside' if aside else ''}"
     return page.page(
         "Volumes", lead, sections, f"Written by omnivae {version('omnivae')}. This file is self-contained."
     )
@@ -129,15 +131,18 @@ def _formulas(names: Sequence[str]) -> str:
     )
 
 
-def volume_row(facts: VolumeFacts) -> tuple[str, str, str]:
+def volume_row(facts: VolumeFacts, *, aside: bool = False) -> tuple[str, str, str]:
     """Return the cells of one volume: number and name, what it is, names of what is unusual.
 
     Args:
         facts: of the volume.
+        aside: whether a run leaves it out, so that nothing about it stops one.
     """
     number = f"[{facts.number}] " if facts.number is not None else ""
-    problems = ", ".join(dict.fromkeys(p.name.upper() if p.stops else p.name for p in facts.problems)) or "none"
-    return number + facts.name, facts_text(facts), problems
+    problems = (
+        ", ".join(dict.fromkeys(p.name.upper() if p.stops and not aside else p.name for p in facts.problems)) or "none"
+    )
+    return number + facts.name, entry_text(facts, aside=aside), problems
 
 
 def pair_text(pair: PairFacts) -> str:
@@ -149,6 +154,16 @@ def pair_text(pair: PairFacts) -> str:
     overlap = "" if pair.overlap is None else f": the followup reaches {100 * pair.overlap:.3g} % of the baseline"
     split = f", for {pair.split}" if pair.split else ""
     return f"{pair.baseline} and {pair.followup}{overlap}, patient {pair.patient}{split}"
+
+
+def entry_text(facts: VolumeFacts, *, aside: bool) -> str:
+    """Return :func:`facts_text` of a volume among others, and whether a run leaves it out.
+
+    Args:
+        facts: of the volume.
+        aside: whether it does.
+    """
+    return facts_text(facts) + (", set aside" if aside else "")
 
 
 def facts_text(facts: VolumeFacts) -> str:
@@ -197,7 +212,7 @@ def values_text(facts: VolumeFacts) -> str:
     return f"{facts.low:.6g} to {facts.high:.6g} {unit}".strip()
 
 
-def _details(facts: VolumeFacts) -> list[tuple[str, str]]:
+def _details(facts: VolumeFacts, *, aside: bool) -> list[tuple[str, str]]:
     stage = facts.format in ("ome-zarr", "tiff")
     rows = [
         ("format", facts.format + (f", {facts.files} files" if facts.files > 1 else "")),
@@ -212,7 +227,7 @@ def _details(facts: VolumeFacts) -> list[tuple[str, str]]:
         ("values", values_text(facts)),
         ("mean", "" if facts.mean is None else f"{facts.mean:.6g}"),
     ]
-    problems = [(f"{p.name}{' (stops)' if p.stops else ''}", p.text) for p in facts.problems]
+    problems = [(f"{p.name}{' (stops)' if p.stops and not aside else ''}", p.text) for p in facts.problems]
     return [(name, text) for name, text in rows if text] + problems
 
 
