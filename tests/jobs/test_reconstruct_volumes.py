@@ -422,3 +422,12 @@ def test_results_among_the_volumes_are_none_of_them(tmp_path):
     for _ in range(2):
         results = reconstruct_volumes(identity(), [tmp_path], tmp_path / "out")
         assert [result.name for result in results] == ["ct"]
+
+
+def test_files_that_are_no_dicom_are_named_and_no_number_is_advised(toy, tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.dcm").write_text("this is no DICOM")
+    assert main(["reconstruct", str(toy), str(tmp_path / "scans"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "a.dcm: it is not DICOM" in said
+    assert "--series" not in said

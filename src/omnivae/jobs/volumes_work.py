@@ -148,14 +148,23 @@ def volumes_at(paths: Sequence[str | Path], series: str | None = None, *, output
                 log.info("left out as label maps: %s", ", ".join(e.name for e in masks))
                 chosen = [e for e in chosen if e not in masks]
         if not chosen:
-            listed = "; ".join(str(s) for s in aside)
-            raise ValueError(
-                f"{path} holds no image series, only {listed}: choose one with --series NUMBER to take it anyway"
-            )
+            raise ValueError(_no_series(path, aside, output))
         found += chosen
     if series is not None and len(paths) > 1:
         raise ValueError("got --series and several paths; a number counts in one path: give one of them")
     return found
+
+
+def _no_series(path: str | Path, aside: Sequence[Any], output: Path) -> str:
+    """Say why a path has no volume to work on; only series with images can be taken anyway."""
+    series = "; ".join(str(s) for s in aside if s.frames)
+    broken = "; ".join(problem.text for s in aside if s.kind == "unreadable" for problem in s.problems)
+    if series:
+        unread = f" (unreadable: {broken})" if broken else ""
+        return f"{path} holds no image series, only {series}{unread}: choose one with --series NUMBER to take it anyway"
+    if broken:
+        return f"{path} holds no volume that can be read: {broken}: mend what is broken, or give the path of a volume"
+    return f"{path} holds no volume but those in the output directory {output}: give the path of a volume"
 
 
 def _image_of(entry: VolumeEntry) -> str:
