@@ -294,3 +294,11 @@ def test_slips_on_the_command_line():
         inspect(["digits", "--config-oot", "a.yaml"])
     with pytest.raises(ValueError, match=r"data\.format"):
         inspect(["digits", "--data.format", "foldr"])
+
+
+def test_an_empty_folder_gets_a_sentence_and_no_table(tmp_path, capsys):
+    assert inspect([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "─" not in said
+    for kind in (".png", ".nii.gz", ".zarr", "DICOM", ".mp4"):
+        assert kind in said

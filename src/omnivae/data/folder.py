@@ -127,12 +127,18 @@ def _as_text(path: Path, root: Path) -> str:
 
 
 def _nothing_found(path: Path, files: list[str]) -> str:
+    from omnivae.data.video import SUFFIXES as VIDEOS
+    from omnivae.data.volumes.recognising import SUFFIXES as VOLUMES
+
     looked_for = f"looked for {', '.join(SUFFIXES)} in it and its subfolders"
+    others = f"volumes ({', '.join(VOLUMES)}, DICOM without a suffix, .zarr) or videos ({', '.join(VIDEOS)})"
     if not files:
-        return f"the folder {path} is empty: {looked_for}; put images there or correct data.path"
+        return f"the folder {path} is empty: {looked_for}; put images there, {others}, or correct data.path"
     kinds = Counter(Path(file).suffix.lower() or "no suffix" for file in files).most_common(5)
     found = ", ".join(f"{count} {suffix}" for suffix, count in kinds)
-    return f"no image in {path}: {looked_for}; found {len(files)} other files ({found}): correct data.path"
+    return (
+        f"no image in {path}: {looked_for}; found {len(files)} other files ({found}): give data.path images, {others}"
+    )
 
 
 def _only_train(paths: list[str]) -> bool:
