@@ -58,7 +58,8 @@ TRAIN = words("""
     losses.kl.weight losses.commitment.per_element losses.commitment.weight
     losses.entropy.per_element losses.entropy.weight losses.norm.per_element losses.norm.weight
     losses.l1.per_element losses.l1.weight losses.lpips.axes losses.lpips.network
-    losses.lpips.slices losses.lpips.value_range losses.lpips.weight losses.lpips.weights_path losses.ms_ssim.value_range losses.ms_ssim.weight
+    losses.lpips.slices losses.lpips.value_range losses.lpips.weight losses.lpips.weights_path
+    losses.ms_ssim.value_range losses.ms_ssim.weight
     losses.mse.per_element losses.mse.weight losses.nll.num_samples losses.nll.per_element losses.nll.weight
     losses.dfc.model losses.dfc.stages losses.dfc.value_range losses.dfc.weight losses.dfc.weights_path
     losses.eq.per_element losses.eq.scales losses.eq.weight
