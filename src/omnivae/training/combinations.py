@@ -98,9 +98,9 @@ def properties(vae: nn.Module) -> frozenset[str]:
     pixels = getattr(vae, "pixels", True)
     have |= {"pixels"} if pixels else set()
     # A latent made of stacks or stretches of frames cannot have any number of them; time and space are not resized alike.
-    encoder: Any = vae.encoder
+    encoder: Any = getattr(vae, "encoder", None)  # a prior over codes has none
     whole = getattr(vae, "stack_size", None) is None and not hasattr(encoder, "padded_size")
-    have |= {"any size"} if whole and len(set(strides(encoder, encoder.dim))) < 2 else set()
+    have |= {"any size"} if encoder is None or (whole and len(set(strides(encoder, encoder.dim))) < 2) else set()
     have |= {"planes"} if pixels and vae.dim in (2, 3) else set()
     have |= {"pictures"} if pixels and vae.dim == 2 and vae.in_channels in (1, 3) else set()
     # Of several levels each has its prior, which the levels above decide; a class that is inferred is a latent too.
