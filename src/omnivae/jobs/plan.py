@@ -210,14 +210,18 @@ def _seconds(schedule: Schedule) -> float:
             longest = max(range(len(lengths)), key=lengths.__getitem__)
             lengths[longest] = -(-lengths[longest] // 2)
         source = _Numbers(known)
-        best = min(_timed(node, region, source) for _ in range(3))  # the first one also prepares kernels
+        best = min(_timed(step, node, region, source) for _ in range(3))  # the first one also prepares kernels
         total += best * step.work / max(work, 1.0)
     return total
 
 
-def _timed(node: Any, region: Any, source: MetaSource) -> float:
+def _timed(step: Any, node: Any, region: Any, source: MetaSource) -> float:
     begun = time.perf_counter()
-    compute(node, region, source)
+    tile = compute(node, region, source)
+    for reduce in step.reduces:
+        reduce.update(None, tile, region)
+    if step.keep:
+        tile.clone()  # stands for the way into memory or a file
     return time.perf_counter() - begun
 
 
@@ -228,7 +232,7 @@ class _Numbers(MetaSource):
         if node not in self.known and not isinstance(node, Input):
             return None
         seen = super().field(node, region)
-        return None if seen is None else torch.empty_like(seen, device="cpu").normal_()
+        return None if seen is None else torch.full_like(seen, 0.5, device="cpu")
 
     def whole(self, node: Any) -> torch.Tensor:
         return torch.zeros(node.shape, dtype=node.dtype)
