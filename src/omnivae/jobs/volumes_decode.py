@@ -43,7 +43,7 @@ def decode_volumes(
     precision: str = "32",
     progress: bool = True,
 ) -> list[Path]:
-    """Decode posteriors of volumes into files: of float32 stores, in the same budget, bit for bit what ``omnivae reconstruct`` writes.
+    """Decode posteriors of volumes into files: of float32 stores, in the same budget, what ``omnivae reconstruct`` writes.
 
     Results of earlier runs of the same command are kept; those whose latents have changed since are made anew.
 
